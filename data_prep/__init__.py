@@ -1,0 +1,104 @@
+"""Corpora on disk -> lhotse CutSets: ``prepare(corpus, source, out)`` writes ``out/{split}.jsonl.gz``, one per split.
+
+Every cut has exactly one supervision with the labels the corpus knows: text, speaker, gender, language, and in its
+``custom`` dictionary the corpus and further labels; a label the corpus lacks is absent. What was left out is printed
+by reason and listed in ``out/left_out.jsonl``.
+
+A new corpus is one module with ``prepare(source: Path, **options) -> Prepared`` and one line in CORPORA. Where it has
+a public address the module also has ``archives(**options) -> list[Archive]``; where it writes its own audio (no
+``--source`` needed) it sets ``GENERATES = True`` and gets the folder to write to as ``source``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+CORPORA: dict[str, str] = {
+    "fsdd": "data_prep.fsdd",
+    "an4": "data_prep.an4",
+    "speechocean762": "data_prep.speechocean762",
+    "librispeech": "data_prep.librispeech",
+    "kaldi": "data_prep.kaldi",
+    "jsonl": "data_prep.jsonl",
+    "synthetic": "data_prep.synthetic",
+}
+
+
+def prepare(corpus: str, source: Path | None, out: Path, *, download: bool = False, **options: Any) -> Path:
+    """Prepare one corpus into the folder ``out`` and print what is in it; returns ``out``."""
+    # Imported here so that the list of corpora is cheap to show in --help.
+    from data_prep.common import PrepareError
+    from data_prep.output import write
+
+    module = load(corpus)
+    out = Path(out)
+    options = _checked(corpus, options)
+    if download:
+        if not hasattr(module, "archives"):
+            raise PrepareError(f"corpus {corpus}: has no public address to --download from; expected --source DIR")
+        from data_prep.download import fetch
+
+        accepted = inspect.signature(module.archives).parameters
+        archives = module.archives(**{name: value for name, value in options.items() if name in accepted})
+        source = fetch(archives, Path(source) if source else out / "source")
+    elif source is None:
+        if not getattr(module, "GENERATES", False):
+            also = " or --download" if hasattr(module, "archives") else ""
+            raise PrepareError(f"corpus {corpus}: no source given; expected --source DIR{also}")
+        source = out / "audio"
+    elif not Path(source).exists() and not getattr(module, "GENERATES", False):
+        raise PrepareError(f"source {source}: no such file or folder")
+    write(corpus, module.prepare(Path(source), **options), out)
+    return out
+
+
+def load(corpus: str) -> ModuleType:
+    """The module of a corpus; PrepareError with the nearest name when there is none."""
+    if corpus not in CORPORA:
+        from data_prep.common import PrepareError
+
+        raise PrepareError(f"corpus {corpus!r} is unknown{_nearest(corpus, CORPORA)}; accepted: {', '.join(CORPORA)}")
+    return importlib.import_module(CORPORA[corpus])
+
+
+def options_of(corpus: str) -> dict[str, inspect.Parameter]:
+    """The extra options of a corpus, by name: what its prepare() takes after the source, with types and defaults."""
+    parameters = inspect.signature(load(corpus).prepare, eval_str=True).parameters
+    return {name: parameter for name, parameter in parameters.items() if name != "source"}
+
+
+def _checked(corpus: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Options as their types say; text (from a command line) is converted, an unknown option is refused."""
+    from data_prep.common import PrepareError
+
+    known = options_of(corpus)
+    for name in options:
+        if name not in known:
+            accepted = ", ".join(known) or "none"
+            nearest = _nearest(name, known)
+            raise PrepareError(f"option {name!r} is unknown for {corpus}{nearest}; accepted: {accepted}")
+    return {name: _converted(name, value, known[name].annotation) for name, value in options.items()}
+
+
+def _converted(name: str, value: Any, annotation: Any) -> Any:
+    from data_prep.common import PrepareError
+
+    if not isinstance(value, str):
+        return value
+    types = {int: int, int | None: int, float: float, Path: Path, Path | None: Path, str: str, str | None: str}
+    if annotation == tuple[str, ...]:
+        return tuple(part.strip() for part in value.split(",") if part.strip())
+    try:
+        return types[annotation](value)
+    except ValueError as error:
+        raise PrepareError(f"option {name}: {value!r} is no {types[annotation].__name__}") from error
+
+
+def _nearest(name: str, known: Any) -> str:
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -1,0 +1,123 @@
+"""Writing a prepared corpus and saying what is in it: ``write(corpus, prepared, out)``.
+
+Writes ``out/{split}.jsonl.gz`` (lhotse cuts as JSON lines, which lhotse can open lazily) and ``out/left_out.jsonl``,
+each through a temporary file and a rename, so that a reader never sees half a file. Prints a table of the splits and
+one of the reasons for which items were left out. Recordings in SPHERE format are converted into ``out/audio``:
+libsndfile reads them, but lhotse hands every .sph file to an external program.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+import soundfile
+from lhotse import CutSet, MonoCut, Recording
+from lhotse.utils import fastcopy
+from rich.console import Console
+from rich.table import Table
+
+from data_prep.common import LeftOut, Prepared, PrepareError, progress
+
+EXAMPLES_SHOWN = 3
+
+
+def write(corpus: str, prepared: Prepared, out: Path, console: Console | None = None) -> None:
+    console = console or Console()
+    splits = {name: list(cuts) for name, cuts in prepared.splits.items()}
+    if not any(splits.values()):
+        first = prepared.left_out[0] if prepared.left_out else None
+        why = f"{len(prepared.left_out)} left out, the first: {first.item}: {first.reason}" if first else "it is empty"
+        raise PrepareError(f"corpus {corpus}: no usable utterance; {why}")
+    _check_ids(corpus, splits)
+    out.mkdir(parents=True, exist_ok=True)
+    _convert_sphere(splits, out / "audio")
+    for split, cuts in splits.items():
+        _write_split(cuts, out / f"{split}.jsonl.gz")
+    _write_left_out(prepared.left_out, out / "left_out.jsonl")
+    console.print(split_table(corpus, splits, out))
+    if prepared.left_out:
+        console.print(left_out_table(prepared.left_out, out))
+
+
+def _check_ids(corpus: str, splits: dict[str, list[MonoCut]]) -> None:
+    for split, cuts in splits.items():
+        repeated = [cut_id for cut_id, count in Counter(cut.id for cut in cuts).items() if count > 1]
+        if repeated:
+            raise PrepareError(f"corpus {corpus}, split {split}: id {repeated[0]} occurs twice; ids must be unique")
+
+
+def _convert_sphere(splits: dict[str, list[MonoCut]], folder: Path) -> None:
+    """Point the cuts of .sph recordings to FLAC copies (lossless), one per recording."""
+    cuts = [cut for of_split in splits.values() for cut in of_split if _path(cut).suffix.lower() == ".sph"]
+    converted: dict[str, Recording] = {}
+    for cut in progress(cuts, "converting .sph") if cuts else []:
+        if cut.recording_id not in converted:
+            path = folder / f"{cut.recording_id}.flac"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            samples, rate = soundfile.read(_path(cut), dtype="int16")
+            soundfile.write(path, samples, rate, subtype="PCM_16")
+            source = fastcopy(cut.recording.sources[0], source=str(path.resolve()))
+            converted[cut.recording_id] = fastcopy(cut.recording, sources=[source])
+        cut.recording = converted[cut.recording_id]
+
+
+def _path(cut: MonoCut) -> Path:
+    return Path(cut.recording.sources[0].source)
+
+
+def _write_split(cuts: list[MonoCut], path: Path) -> None:
+    if not cuts:
+        # lhotse cannot open an empty file; a file of an earlier run would be taken for this one's.
+        path.unlink(missing_ok=True)
+        return
+    temporary = path.with_name(f".{path.name.removesuffix('.jsonl.gz')}.{os.getpid()}.jsonl.gz")
+    CutSet.from_cuts(cuts).to_jsonl(temporary)
+    temporary.replace(path)
+
+
+def _write_left_out(left_out: Iterable[LeftOut], path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    lines = (json.dumps({"item": item.item, "reason": item.reason}, ensure_ascii=False) + "\n" for item in left_out)
+    temporary.write_text("".join(lines), encoding="utf-8")
+    temporary.replace(path)
+
+
+def split_table(corpus: str, splits: dict[str, list[MonoCut]], out: Path) -> Table:
+    table = Table("split", title=f"{corpus} -> {out}", title_justify="left")
+    for column in ("speakers", "utterances", "hours"):
+        table.add_column(column, justify="right")
+    table.add_column("labels (utterances that carry them)")
+    for split, cuts in splits.items():
+        speakers = {cut.supervisions[0].speaker for cut in cuts} - {None}
+        hours = sum(cut.duration for cut in cuts) / 3600
+        labels = ", ".join(f"{label} {count}" for label, count in label_counts(cuts).items())
+        table.add_row(split, str(len(speakers)), str(len(cuts)), f"{hours:.2f}", labels or "no file written")
+    return table
+
+
+def label_counts(cuts: Iterable[MonoCut]) -> Counter[str]:
+    """How many utterances carry each label; word times count as the label 'word times'."""
+    counts: Counter[str] = Counter()
+    for cut in cuts:
+        supervision = cut.supervisions[0]
+        counts.update(name for name in ("text", "speaker", "gender", "language") if getattr(supervision, name))
+        counts.update(name for name in supervision.custom if name != "corpus")
+        counts.update(["word times"] if supervision.alignment else [])
+    return counts
+
+
+def left_out_table(left_out: list[LeftOut], out: Path) -> Table:
+    of_reason = defaultdict(list)
+    for item in left_out:
+        of_reason[item.reason].append(item.item)
+    table = Table("left out because", title=f"left out: {len(left_out)}, all in {out / 'left_out.jsonl'}")
+    table.title_justify = "left"
+    table.add_column("items", justify="right")
+    table.add_column("for example")
+    for reason, items in sorted(of_reason.items(), key=lambda pair: -len(pair[1])):
+        table.add_row(reason, str(len(items)), ", ".join(items[:EXAMPLES_SHOWN]))
+    return table

@@ -1,0 +1,107 @@
+"""A model is a folder: config.json, model.safetensors, tokenizer.json, labels.json, README.md. Nothing is pickled.
+
+config.json also holds the SHA-256 of the other files, so that a missing or altered one is noticed. Files are written
+beside their place, synced and renamed: a full disk or a crash leaves the last good ones.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from speech_mtl.config import ConfigError, parse_config
+from speech_mtl.model import SpeechModel
+from speech_mtl.text import Tokenizer
+
+FORMAT = 1
+WEIGHTS, TOKENIZER, LABELS = "model.safetensors", "tokenizer.json", "labels.json"
+
+
+class CheckpointError(ValueError):
+    """A model folder that cannot be used; the message names the file, what was found and what was expected."""
+
+
+def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
+    """Call `write` with a temporary path beside `path`, sync it to disk, then rename it into place."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def save_model(model: SpeechModel, folder: Path, card: str, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model folder; `card` is its README.md, `dtype` the precision of the stored weights."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
+        for name, value in model.state_dict().items()
+    }
+    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path))
+    if model.tokenizer is not None:
+        write_atomically(folder / TOKENIZER, model.tokenizer.save)
+    write_atomically(folder / LABELS, lambda path: path.write_text(json.dumps(model.labels, indent=1) + "\n"))
+    write_atomically(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
+    files = {name: _sha256(folder / name) for name in (WEIGHTS, TOKENIZER, LABELS) if (folder / name).exists()}
+    described = {"format": FORMAT, "files": files, "config": model.config.model_dump()}
+    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(described, indent=1) + "\n"))
+
+
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SpeechModel:
+    """The model of a folder, in eval mode. Raises CheckpointError."""
+    folder = Path(folder)
+    described = _read_json(folder / "config.json")
+    if described.get("format") != FORMAT:
+        raise CheckpointError(f"{folder}/config.json: format {described.get('format')!r}, this version reads {FORMAT}")
+    for name, expected in described["files"].items():
+        if not (folder / name).is_file():
+            raise CheckpointError(f"{folder} is not complete: {name} is missing")
+        if _sha256(folder / name) != expected:
+            raise CheckpointError(f"{folder}/{name} was altered: its SHA-256 is not the one in config.json")
+    try:
+        config = parse_config(described["config"], f"{folder}/config.json")
+    except ConfigError as error:
+        raise CheckpointError(str(error)) from None
+    has_text = any(task.type == "asr" for task in config.tasks.values())
+    tokenizer = Tokenizer.load(folder / TOKENIZER, config.text) if has_text else None
+    model = SpeechModel(config, tokenizer, _read_json(folder / LABELS))
+    load_weights(model, load_file(folder / WEIGHTS), f"{folder}/{WEIGHTS}")
+    model.fingerprint = described["files"][WEIGHTS][:16]
+    return model.to(device).eval()
+
+
+def load_weights(model: SpeechModel, weights: dict[str, torch.Tensor], origin: str) -> None:
+    """Copy weights into the model; names and shapes must agree. Raises CheckpointError."""
+    expected = model.state_dict()
+    missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
+    if missing or extra:
+        raise CheckpointError(f"{origin}: missing tensors {missing[:5]}, unexpected tensors {extra[:5]}")
+    for name, value in weights.items():
+        if value.shape != expected[name].shape:
+            shapes = f"{tuple(value.shape)}, the config asks for {tuple(expected[name].shape)}"
+            raise CheckpointError(f"{origin}: {name} has shape {shapes}")
+    model.load_state_dict(weights)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent} is not a model folder: {path.name} is missing")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None

@@ -1,0 +1,247 @@
+"""Everything that can be set, in one place: a recipe (TOML) or a model folder's config.json becomes a `Config`.
+
+Defaults live here and nowhere else; `--set section.key=value` and the recipes override them. An unknown key is refused
+with the nearest valid one. This file imports no torch, so that a wrong call is answered at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+
+class ConfigError(ValueError):
+    """A recipe, an override or a config.json that cannot be used; the message names the key and what is accepted."""
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True)
+
+
+class FeatureConfig(Section):
+    """Log-mel features, in the steps of the NeMo/Parakeet preprocessor (see features.py)."""
+
+    sample_rate: int = Field(16000, gt=0)
+    """Hz; audio at any other rate is resampled."""
+    n_mels: int = Field(80, gt=0)
+    n_fft: int = Field(512, gt=0)
+    window_samples: int = Field(400, gt=0)
+    hop_samples: int = Field(160, gt=0)
+    f_max_hz: float = 8000.0
+    preemphasis: float = Field(0.97, ge=0, lt=1)
+    normalize: Literal["corpus", "utterance"] = "corpus"
+    """'corpus': fixed mean and scale per mel bin, measured on the training data; 'utterance': per bin and utterance, as
+    Parakeet does, which removes the speaker from short utterances."""
+
+
+class EncoderConfig(Section):
+    """Conformer; the names follow transformers' Parakeet encoder where the two mean the same."""
+
+    d_model: int = Field(144, gt=0)
+    n_blocks: int = Field(8, gt=0)
+    n_heads: int = Field(4, gt=0)
+    ff_factor: int = Field(4, gt=0)
+    kernel_size: int = Field(15, gt=0)
+    subsampling: Literal[2, 4, 8] = 4
+    """Mel frames per encoder frame."""
+    subsampling_channels: int = Field(64, gt=0)
+    positions: Literal["rotary", "relative"] = "rotary"
+    """'rotary' is the faster; 'relative' (Transformer-XL) is Parakeet's, for imported models."""
+    conv_norm: Literal["layer", "batch"] = "layer"
+    """'layer' keeps padding without effect in training too; 'batch' is Parakeet's, for imported models."""
+    scale_input: bool = False
+    attention_bias: bool = True
+    convolution_bias: bool = True
+    dropout: float = Field(0.1, ge=0, lt=1)
+    """On the residual branches of every block."""
+
+    @model_validator(mode="after")
+    def _shapes(self) -> EncoderConfig:
+        if self.d_model % (2 * self.n_heads):
+            raise ValueError(f"d_model must be a multiple of 2·n_heads, got {self.d_model} and {self.n_heads}")
+        if self.kernel_size % 2 == 0:
+            raise ValueError(f"kernel_size must be odd, got {self.kernel_size}")
+        return self
+
+
+class TextConfig(Section):
+    """How texts are written before they become tokens, and before they are scored (NFKC always)."""
+
+    units: Literal["characters", "bpe"] = "characters"
+    vocab_size: int = Field(256, gt=1)
+    """Number of pieces with units = 'bpe'."""
+    case: Literal["lower", "upper", "keep"] = "lower"
+    punctuation: Literal["remove", "keep"] = "remove"
+    """'remove' drops punctuation and symbols, except an apostrophe inside a word."""
+
+
+class TaskConfig(Section):
+    """One task of the model. `type` picks the file under tasks/; the other keys belong to that type."""
+
+    type: Literal["asr", "speaker", "classify"]
+    label: str = ""
+    """classify: the label's name, a supervision field (gender, language) or a key of its custom dict; the task's own
+    name where empty."""
+    weight: float = Field(1.0, ge=0)
+    """The task's share in the summed loss."""
+    blocks: int | None = Field(None, ge=0)
+    """speaker, classify: read a learnt weighting of the encoder's blocks 1..blocks; all of them where absent."""
+    embedding_dim: int = Field(192, gt=0)
+    margin: float = Field(0.2, ge=0)
+    """speaker: additive angular margin in radians."""
+    scale: float = Field(30.0, gt=0)
+    """speaker: scale of the cosine logits."""
+    dropout: float = Field(0.1, ge=0, lt=1)
+
+
+class DataConfig(Section):
+    train: list[str] = []
+    """CutSet manifests (jsonl.gz), pooled."""
+    dev: list[str] = []
+    dev_enroll: list[str] = []
+    """Enrolment utterances for the dev speakers where these are not among the training speakers."""
+    max_duration_s: float = Field(40.0, gt=0)
+    """Audio per batch, padding included."""
+    max_utterance_s: float = Field(30.0, gt=0)
+    """Longer training utterances are left out and counted."""
+    min_utterance_s: float = Field(0.1, gt=0)
+    n_buckets: int = Field(10, gt=0)
+    workers: int = Field(1, ge=0)
+
+
+class AugmentConfig(Section):
+    speeds: list[float] = [1.0]
+    """Speed factors, one drawn per utterance; for the speaker task every factor makes its own speakers."""
+    gain_db: float = Field(6.0, ge=0)
+    """Level drawn from ± this many dB."""
+    noise: str | None = None
+    """A CutSet manifest of noises to mix in."""
+    noise_prob: float = Field(0.3, ge=0, le=1)
+    noise_snr_db: tuple[float, float] = (10.0, 25.0)
+    time_masks: int = Field(2, ge=0)
+    time_mask_frames: int = Field(20, ge=0)
+    """Longest time mask, in mel frames; at most 20 % of an utterance."""
+    freq_masks: int = Field(2, ge=0)
+    freq_mask_bins: int = Field(20, ge=0)
+    concat_prob: float = Field(0.0, ge=0, le=1)
+    """Share of the training utterances that are strung together with others of the same speaker."""
+    concat_max_s: float = Field(8.0, gt=0)
+    start_epoch: int = Field(0, ge=0)
+    """Speed, noise and masks are switched on from this epoch: CTC leaves its blank plateau sooner without them."""
+
+
+class TrainConfig(Section):
+    epochs: float = Field(30, gt=0)
+    lr: float = Field(1e-3, gt=0)
+    warmup_epochs: float = Field(2, ge=0)
+    weight_decay: float = Field(1e-2, ge=0)
+    clip_norm: float = Field(5.0, gt=0)
+    accumulate: int = Field(1, gt=0)
+    """Batches per optimizer step."""
+    ema_decay: float = Field(0.999, ge=0, lt=1)
+    """Exponential moving average of the weights, the ones evaluated and kept; 0 keeps the last weights."""
+    precision: Literal["no", "bf16"] = "no"
+    select: str = "mean"
+    """The best checkpoint has the lowest of: 'mean' (average of the tasks' dev errors), or one task's name."""
+    eval_every: int = Field(1, gt=0)
+    """Epochs between evaluations on the dev data."""
+    checkpoint_minutes: float = Field(5, gt=0)
+    seed: int = 1
+
+
+class Config(Section):
+    features: FeatureConfig = FeatureConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    text: TextConfig = TextConfig()
+    tasks: dict[str, TaskConfig] = {"asr": TaskConfig(type="asr"), "speaker": TaskConfig(type="speaker")}
+    data: DataConfig = DataConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+
+    @model_validator(mode="after")
+    def _tasks(self) -> Config:
+        if not self.tasks:
+            raise ValueError("tasks: at least one task is needed (asr, speaker, classify)")
+        for kind in ("asr", "speaker"):
+            if sum(task.type == kind for task in self.tasks.values()) > 1:
+                raise ValueError(f"tasks: at most one task of type '{kind}'")
+        for name, task in self.tasks.items():
+            if task.blocks is not None and task.blocks > self.encoder.n_blocks:
+                raise ValueError(f"tasks.{name}.blocks is {task.blocks}, the encoder has {self.encoder.n_blocks}")
+        if self.train.select != "mean" and self.train.select not in self.tasks:
+            raise ValueError(f"train.select is '{self.train.select}', accepted: mean, {', '.join(self.tasks)}")
+        return self
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("speech_mtl") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Config:
+    """A recipe's name or TOML file, with overrides such as 'train.epochs=20', as a Config. Raises ConfigError."""
+    path = Path(recipe)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ConfigError(f"recipe file {path} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif str(recipe) in recipe_names():
+        text = (resources.files("speech_mtl") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"no recipe '{recipe}'; accepted: {', '.join(recipe_names())}, or the path of a .toml file")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {recipe}: not valid TOML: {error}") from None
+    for override in overrides or []:
+        _override(values, override)
+    return parse_config(values, str(recipe))
+
+
+def parse_config(values: dict[str, Any], origin: str) -> Config:
+    """A Config from plain values; `origin` (a file or recipe name) opens every error message. Raises ConfigError."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override}: expected section.key=value, such as train.epochs=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    node = values
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
+    node[parts[-1]] = value
+
+
+def _explain(item: Any) -> str:
+    """One pydantic error as a sentence: the key, the value found, what would be accepted."""
+    where = [str(part) for part in item["loc"]]
+    if item["type"] != "extra_forbidden":
+        found = "" if isinstance(item["input"], dict) else f", found {json.dumps(item['input'], default=str)}"
+        return f"{'.'.join(where) or 'config'}: {item['msg'].removeprefix('Value error, ')}{found}"
+    model: Any = Config
+    for part in where[:-1]:
+        model = TaskConfig if model is None else model.model_fields[part].annotation
+        if not (isinstance(model, type) and issubclass(model, BaseModel)):
+            model = None  # the dict of tasks: its next level is a TaskConfig
+    known = list((model or TaskConfig).model_fields)
+    near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
+    hint = f"did you mean '{'.'.join([*where[:-1], near[0]])}'?" if near else f"accepted: {', '.join(known)}"
+    return f"unknown key '{'.'.join(where)}'; {hint}"

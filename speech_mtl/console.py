@@ -1,0 +1,95 @@
+"""What a person sees of a training run: progress bar, a line per epoch, TensorBoard, and training/metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from speech_mtl.config import Config
+from speech_mtl.data import Inventory
+
+
+class TrainingConsole:
+    """A context manager around the training loop; on processes other than the first it shows and writes nothing."""
+
+    def __init__(self, config: Config, inventory: Inventory, out: Path, active: bool):
+        self.config, self.inventory, self.folder, self.active = config, inventory, out / "training", active
+        self.console = Console(stderr=True, quiet=not active, soft_wrap=True)
+        columns = ("[bold]{task.fields[epoch]}", BarColumn(), "{task.fields[losses]}", TimeElapsedColumn(), TimeRemainingColumn())
+        self.progress = Progress(
+            *(TextColumn(c) if isinstance(c, str) else c for c in columns), console=self.console,
+            disable=not active or not self.console.is_terminal,
+        )  # fmt: skip
+        self.smooth: dict[str, float] = {}
+        self.steps = 0
+        self.task: TaskID | None = None
+
+    def __enter__(self) -> TrainingConsole:
+        if not self.active:
+            return self
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.board: Any = SummaryWriter(str(self.folder / "tensorboard"))
+        found = self.inventory
+        self.console.print(
+            f"{found.utterances} utterances, {found.duration_s / 3600:.2f} h; {len(found.texts)} with a text"
+            + "".join(f"; {sum(c.values())} with {task} ({len(c)} classes)" for task, c in found.classes.items())
+        )
+        for reason, count in found.left_out.items():
+            self.console.print(f"[yellow]left out: {count} utterances {reason}")
+        self.task = self.progress.add_task("train", total=self.config.train.epochs, epoch="", losses="")
+        self.progress.start()
+        self.last = self.printed = time.monotonic()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self.active:
+            self.progress.stop()
+            self.board.close()
+
+    def update(self, epochs: float, losses: dict[str, float], lr: float, elapsed_s: float) -> float:
+        """Show a step; returns the seconds since the last one."""
+        if not self.active:
+            return 0.0
+        for name, loss in losses.items():
+            self.smooth[name] = 0.98 * self.smooth.get(name, loss) + 0.02 * loss
+        shown = "  ".join(f"{name} {loss:.3f}" for name, loss in self.smooth.items())
+        self.progress.update(self.task or TaskID(0), completed=epochs, epoch=f"epoch {epochs:.1f}", losses=shown)
+        self.steps += 1
+        if self.steps % 20 == 0:
+            for name, loss in losses.items():
+                self.board.add_scalar(f"loss/{name}", loss, round(1000 * epochs))
+            self.board.add_scalar("lr", lr, round(1000 * epochs))
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.printed > 60:  # in a log file, a line a minute
+            self.console.print(f"epoch {epochs:.2f}  {elapsed_s / 60:.1f} min  lr {lr:.2e}  {shown}", highlight=False)
+            self.printed = now
+        seconds, self.last = now - self.last, now
+        return seconds
+
+    def evaluated(
+        self, epoch: int, step: int, summary: dict[str, Any], better: bool, elapsed_s: float, failed: dict[str, str]
+    ) -> None:
+        """Show and keep the dev scores of an epoch."""
+        shown = [f"{name} loss {loss:.3f}" for name, loss in self.smooth.items()]
+        for task, scores in summary.items():
+            if isinstance(scores, dict) and task != "cost":
+                picked = {k: v for k, v in scores.items() if k in ("wer", "accuracy", "eer") and v is not None}
+                shown += [f"dev {task} {name} {100 * value:.2f} %" for name, value in picked.items()]
+                for name, value in picked.items():
+                    self.board.add_scalar(f"dev/{task}_{name}", value, 1000 * epoch)
+        star = "  [green]best so far" if better else ""
+        self.console.print(f"epoch {epoch}  step {step}  {elapsed_s / 60:.1f} min  " + "  ".join(shown) + star, highlight=False)
+        if failed:
+            example = next(iter(failed.items()))
+            self.console.print(f"[yellow]{len(failed)} utterances could not be read, such as {example[0]}: {example[1]}")
+        line = {"epoch": epoch, "step": step, "elapsed_s": round(elapsed_s, 1), "loss": self.smooth, "dev": summary}
+        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        self.last = time.monotonic()

@@ -1,0 +1,293 @@
+"""Manifests to batches: validated cuts, buckets of like length, augmentation, padding.
+
+A manifest is a lhotse CutSet of JSON lines; a cut is one utterance. What a cut is turned into in an epoch depends on the
+seed, the epoch and the cut's id alone, never on which worker, process or run asks, so that a resumed run sees what an
+uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import signal
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import IO, Any
+from zlib import crc32
+
+import numpy as np
+import torch
+from lhotse import CutSet
+from lhotse.cut import Cut
+from lhotse.dataset import DynamicBucketingSampler
+from lhotse.serialization import deserialize_item
+from lhotse.utils import fastcopy
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from speech_mtl.config import AugmentConfig, Config, DataConfig
+from speech_mtl.tasks import label_of
+from speech_mtl.tasks.speaker import speed_label
+
+
+class DataError(ValueError):
+    """A manifest or a recording that cannot be used; the message names the file, the item, and what is accepted."""
+
+
+class Manifest:
+    """The cuts of one manifest file (.jsonl or .jsonl.gz), read lazily and checked line by line. Raises DataError."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise DataError(f"manifest {self.path} does not exist; `speech-mtl prepare` makes one")
+
+    def __iter__(self) -> Iterator[Cut]:
+        count = 0
+        with _open(self.path) as lines:
+            try:
+                for count, line in enumerate(lines, start=1):
+                    yield _parse_cut(line, f"{self.path}, line {count}")
+            except (OSError, EOFError, UnicodeDecodeError) as error:
+                raise DataError(f"{self.path}: unreadable after line {count}: {error}") from None
+        if not count:
+            raise DataError(f"manifest {self.path} is empty; expected one cut a line")
+
+
+def _open(path: Path) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8")
+
+
+def _parse_cut(line: str, where: str) -> Cut:
+    try:
+        cut = deserialize_item(json.loads(line))
+    except json.JSONDecodeError as error:
+        raise DataError(f"{where}: not valid JSON: {error}") from None
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise DataError(f"{where}: not a lhotse cut: {type(error).__name__}: {error}") from None
+    if not isinstance(cut, Cut):
+        raise DataError(f"{where}: expected a cut, found a {type(cut).__name__}; `lhotse cut simple` makes cuts")
+    if not cut.duration > 0:
+        raise DataError(f"{where}: cut '{cut.id}' ends before it starts: duration {cut.duration} s")
+    for supervision in cut.supervisions:
+        if supervision.duration < 0:
+            raise DataError(f"{where}: supervision '{supervision.id}' ends before it starts: {supervision.duration} s")
+    return cut
+
+
+def read_cuts(paths: Iterable[str | Path]) -> CutSet:
+    """The cuts of several manifests, one after another, lazily. One listed n times is read n times."""
+    return CutSet(_Chain([Manifest(path) for path in paths]))
+
+
+class _Chain:
+    def __init__(self, parts: list[Manifest]):
+        self.parts = parts
+
+    def __iter__(self) -> Iterator[Cut]:
+        times: Counter[Path] = Counter()
+        for part in self.parts:
+            times[part.path] += 1
+            # an id of its own, so that every repetition is augmented in its own way
+            suffix = f"~{times[part.path]}" if times[part.path] > 1 else ""
+            for cut in part:
+                yield fastcopy(cut, id=cut.id + suffix) if suffix else cut
+
+
+@dataclass
+class Inventory:
+    """What a pass over the cuts found: the labels for the model to build from, and figures for a person to read."""
+
+    utterances: int = 0
+    duration_s: float = 0.0
+    texts: list[str] = field(default_factory=list)
+    classes: dict[str, Counter[str]] = field(default_factory=dict)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def labels(self) -> dict[str, list[str]]:
+        return {task: sorted(counts) for task, counts in self.classes.items()}
+
+
+def usable(cut: Cut, config: DataConfig) -> str | None:
+    """Why a training utterance is left out; None where it is not."""
+    if cut.duration > config.max_utterance_s:
+        return f"longer than data.max_utterance_s = {config.max_utterance_s:g} s"
+    if cut.duration < config.min_utterance_s:
+        return f"shorter than data.min_utterance_s = {config.min_utterance_s:g} s"
+    return None
+
+
+def _is_usable(cut: Cut, config: DataConfig) -> bool:
+    return usable(cut, config) is None
+
+
+def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
+    """Read all the cuts once and collect every task's labels."""
+    names = {
+        task: "speaker" if t.type == "speaker" else t.label or task for task, t in config.tasks.items() if t.type != "asr"
+    }
+    found = Inventory(classes={task: Counter() for task in names})
+    for cut in cuts:
+        if reason := usable(cut, config.data):
+            found.left_out[reason] += 1
+            continue
+        found.utterances += 1
+        found.duration_s += cut.duration
+        if (text := label_of(cut, "text")) is not None:
+            found.texts.append(text)
+        for task, name in names.items():
+            if (label := label_of(cut, name)) is not None:
+                found.classes[task][label] += 1
+    return found
+
+
+@dataclass
+class Batch:
+    """Padded utterances: audio_BN float32, samples_B, their cuts; `failed` holds (cut id, reason) of unreadable ones."""
+
+    audio_BN: Tensor
+    samples_B: Tensor
+    cuts: list[Cut]
+    failed: list[tuple[str, str]]
+
+
+class SpeechDataset(Dataset):
+    """(epoch, cuts) -> Batch. With `augment` the cuts are changed as the config says."""
+
+    def __init__(self, config: Config, augment: bool = False):
+        self.sample_rate, self.seed, self.data = config.features.sample_rate, config.train.seed, config.data
+        self.augment = config.augment if augment else None
+        self._noises: list[Cut] | None = None
+        self._partners: dict[str, list[Cut]] | None = None
+
+    def __getitem__(self, item: tuple[int, CutSet]) -> Batch:
+        epoch, cuts = item
+        audios, kept, failed = [], [], []
+        for cut in cuts:
+            rng = random.Random(crc32(f"{self.seed} {epoch} {cut.id}".encode()))
+            try:
+                audio, cut = self._utterance(cut, epoch, rng)
+            except Exception as error:  # lhotse raises many kinds; the file's name is what the user needs
+                failed.append((cut.id, f"{_source(cut)}: {str(error).strip().splitlines()[0] if str(error) else error!r}"))
+                continue
+            audios.append(torch.from_numpy(audio))
+            kept.append(cut)
+        samples = torch.tensor([len(audio) for audio in audios], dtype=torch.long)
+        padded = torch.nn.utils.rnn.pad_sequence(audios, batch_first=True) if audios else torch.zeros(0, 0)
+        return Batch(padded, samples, kept, failed)
+
+    def _utterance(self, cut: Cut, epoch: int, rng: random.Random) -> tuple[np.ndarray, Cut]:
+        if self.augment is None:
+            return self._load(cut), cut
+        config, parts = self.augment, [cut]
+        if config.concat_prob and rng.random() < config.concat_prob:
+            parts = self._string_together(cut, config, rng)
+            cut = _joined(parts)
+        if epoch >= config.start_epoch:
+            factor = rng.choice(config.speeds)
+            if factor != 1:
+                parts = [part.perturb_speed(factor) for part in parts]
+                cut = _with_speed(cut, factor)
+            if config.noise and rng.random() < config.noise_prob:
+                parts = [self._mix_noise(part, config, rng) for part in parts]
+        audio = np.concatenate([self._load(part) for part in parts])
+        gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
+        return np.clip(audio * np.float32(gain), -1, 1), cut
+
+    def _load(self, cut: Cut) -> np.ndarray:
+        audio = cut.resample(self.sample_rate).load_audio().mean(axis=0, dtype=np.float32)
+        if not np.isfinite(audio).all():
+            raise DataError("holds samples that are not numbers (NaN or infinite)")
+        if len(audio) < self.data.min_utterance_s * self.sample_rate:
+            raise DataError(f"{len(audio) / self.sample_rate:.3f} s, shorter than {self.data.min_utterance_s:g} s")
+        return audio
+
+    def _string_together(self, cut: Cut, config: AugmentConfig, rng: random.Random) -> list[Cut]:
+        """The cut and random others of its speaker, up to concat_max_s."""
+        if self._partners is None:
+            self._partners = {}
+            for other in read_cuts(self.data.train):
+                if label_of(other, "text") is not None and not usable(other, self.data):
+                    self._partners.setdefault(label_of(other, "speaker") or "", []).append(other)
+        parts, limit_s = [cut], rng.uniform(0, config.concat_max_s)
+        partners = self._partners.get(label_of(cut, "speaker") or "", [])
+        while partners and label_of(cut, "text") is not None:
+            other = rng.choice(partners)
+            if sum(part.duration for part in parts) + other.duration > limit_s:
+                break
+            parts.append(other)
+        return parts
+
+    def _mix_noise(self, cut: Cut, config: AugmentConfig, rng: random.Random) -> Cut:
+        if self._noises is None:
+            self._noises = list(Manifest(config.noise or ""))
+        noise = rng.choice(self._noises).resample(cut.sampling_rate)
+        if noise.duration > cut.duration:
+            noise = noise.truncate(offset=rng.uniform(0, noise.duration - cut.duration), duration=cut.duration)
+        return cut.mix(noise, snr=rng.uniform(*config.noise_snr_db)).truncate(duration=cut.duration)
+
+
+def _joined(parts: list[Cut]) -> Cut:
+    """The first cut with the texts of all of them."""
+    text = " ".join(label_of(part, "text") or "" for part in parts)
+    return fastcopy(parts[0], supervisions=[fastcopy(parts[0].supervisions[0], text=text)])
+
+
+def _with_speed(cut: Cut, factor: float) -> Cut:
+    """The cut under the speaker's name at that speed; its audio is changed elsewhere."""
+    supervisions = [
+        fastcopy(s, speaker=None if s.speaker is None else speed_label(s.speaker, factor)) for s in cut.supervisions
+    ]
+    return fastcopy(cut, supervisions=supervisions)
+
+
+def _source(cut: Cut) -> str:
+    recording = getattr(cut, "recording", None)
+    return str(recording.sources[0].source) if recording else cut.id
+
+
+class _EpochBatches(Sampler):
+    """lhotse's batches, each with the epoch, from batch `skip` on."""
+
+    def __init__(self, sampler: DynamicBucketingSampler, epoch: int, skip: int):
+        self.sampler, self.epoch, self.skip = sampler, epoch, skip
+
+    def __iter__(self) -> Iterator[tuple[int, CutSet]]:
+        self.sampler.set_epoch(self.epoch)
+        for i, cuts in enumerate(self.sampler):
+            if i >= self.skip:
+                yield self.epoch, cuts
+
+
+def batches(
+    cuts: CutSet, config: Config, *, train: bool = False, epoch: int = 0, skip: int = 0, rank: int = 0, processes: int = 1
+) -> DataLoader:
+    """Batches of one epoch, of at most data.max_duration_s of audio each; in training shuffled and augmented."""
+    if train:
+        cuts = cuts.filter(partial(_is_usable, config=config.data))
+    longest_s = max(config.data.max_duration_s, config.data.max_utterance_s if train else 0)
+    sampler = DynamicBucketingSampler(
+        cuts, max_duration=longest_s if not train else config.data.max_duration_s, num_buckets=config.data.n_buckets,
+        shuffle=train, seed=config.train.seed, rank=rank, world_size=processes,
+    )  # fmt: skip
+    return DataLoader(
+        SpeechDataset(config, augment=train), sampler=_EpochBatches(sampler, epoch, skip), batch_size=None,
+        num_workers=config.data.workers, worker_init_fn=_leave_signals_to_the_loop,
+        # a generator of its own: the loader draws a seed at every start, which must not move the model's random state
+        generator=torch.Generator().manual_seed(0),
+    )  # fmt: skip
+
+
+def _leave_signals_to_the_loop(worker: int) -> None:
+    """Ctrl-C reaches every process of the terminal; the training loop still needs its batch to finish the step."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def describe_cut(cut: Cut) -> dict[str, Any]:
+    """The fields of an utterance that a row of results carries."""
+    return {"id": cut.id, "audio": _source(cut), "start_s": cut.start, "duration_s": round(cut.duration, 4)}

@@ -1,0 +1,217 @@
+"""A model and cuts -> one row per utterance, and a summary of all of them.
+
+Rows stream: each is written before the next batch is read, so memory does not grow with the data. Speakers are scored
+against references: the classes trained on ('closed'), or the normalised mean embeddings of enrolment cuts ('enrolled').
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from lhotse import CutSet
+from lhotse.cut import Cut
+from torch import Tensor
+
+from speech_mtl import metrics
+from speech_mtl.data import Batch, batches, describe_cut, read_cuts
+from speech_mtl.model import SpeechModel
+from speech_mtl.tasks import label_of
+from speech_mtl.tasks.classify import Classify
+from speech_mtl.text import normalize
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class References:
+    """Enrolled speakers: names and their normalised mean embeddings (speakers, E)."""
+
+    names: list[str]
+    embeddings: Tensor
+
+
+def run_batches(model: SpeechModel, cuts: CutSet) -> Iterator[tuple[Batch, list[dict[str, Any]], float]]:
+    """Every batch with its predictions and the seconds they took."""
+    device = next(model.parameters()).device
+    for batch in batches(cuts, model.config):
+        started = time.perf_counter()
+        predictions = model.predict(batch.audio_BN.to(device), batch.samples_B.to(device)) if batch.cuts else []
+        yield batch, predictions, time.perf_counter() - started
+
+
+def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
+    """One reference a speaker: the mean of the normalised embeddings, normalised, so that no speaker counts more."""
+    task = speaker_task(model)
+    by_speaker: dict[str, list[Tensor]] = {}
+    for batch, predictions, _ in run_batches(model, cuts):
+        if batch.failed:
+            raise ValueError(f"enrolment recording {batch.failed[0][0]}: {batch.failed[0][1]}")
+        for cut, prediction in zip(batch.cuts, predictions, strict=True):
+            if (speaker := label_of(cut, "speaker")) is None:
+                raise ValueError(f"enrolment cut '{cut.id}' has no speaker label")
+            by_speaker.setdefault(speaker, []).append(prediction[task]["embedding"])
+    names = sorted(by_speaker)
+    return References(names, F.normalize(torch.stack([torch.stack(by_speaker[n]).mean(0) for n in names]), dim=1))
+
+
+def speaker_task(model: SpeechModel) -> str:
+    """The name of the model's speaker task. Raises ValueError where it has none."""
+    for name, task in model.config.tasks.items():
+        if task.type == "speaker":
+            return name
+    raise ValueError(f"the model has no speaker task; its tasks: {', '.join(model.config.tasks)}")
+
+
+def evaluate_rows(model: SpeechModel, cuts: CutSet, references: References | None = None) -> Iterator[Row]:
+    """One row an utterance, in no particular order; an unreadable one gives {'id', 'error'}."""
+    for batch, predictions, seconds in run_batches(model, cuts):
+        audio_s = batch.samples_B.sum().item() / model.config.features.sample_rate
+        for cut, prediction in zip(batch.cuts, predictions, strict=True):
+            row = describe_cut(cut) | {"compute_s": round(seconds * cut.duration / audio_s, 6)}
+            for name, task in model.config.tasks.items():
+                row[name] = _ROW[task.type](model, name, cut, prediction[name], references)
+            yield row
+        for cut_id, reason in batch.failed:
+            yield {"id": cut_id, "error": reason}
+
+
+def _asr_row(model: SpeechModel, name: str, cut: Cut, prediction: dict, references: References | None) -> Row:
+    row = {"hyp": prediction["text"], "words": [asdict(word) for word in prediction["words"]]}
+    if (text := label_of(cut, "text")) is None:
+        return row
+    reference = normalize(text, model.config.text)
+    return row | {"ref": reference, "errors": metrics.word_errors(reference, prediction["text"])}
+
+
+def _speaker_row(model: SpeechModel, name: str, cut: Cut, prediction: dict, references: References | None) -> Row:
+    if references is None:
+        names, scores = model.labels[name], prediction["cosine"]
+    else:
+        names, scores = references.names, references.embeddings @ prediction["embedding"]
+    best = int(scores.argmax())
+    row = {
+        "hyp": names[best],
+        "score": round(scores[best].item(), 4),
+        "scores": dict(zip(names, scores.double().round(decimals=4).tolist(), strict=True)),
+        "mode": "closed" if references is None else "enrolled",
+    }
+    speaker = label_of(cut, "speaker")
+    return row if speaker is None else row | {"ref": speaker}
+
+
+def _classify_row(model: SpeechModel, name: str, cut: Cut, prediction: dict, references: References | None) -> Row:
+    row = {"hyp": prediction["label"], "probability": prediction["probability"]}
+    task = model.task(name)
+    label = label_of(cut, task.label if isinstance(task, Classify) else name)
+    return row if label is None else row | {"ref": label}
+
+
+_ROW: dict[str, Callable[..., Row]] = {"asr": _asr_row, "speaker": _speaker_row, "classify": _classify_row}
+
+
+def summarize(rows: Iterable[Row], kinds: dict[str, str], parameters: int) -> dict[str, Any]:
+    """The summary.json of rows; `kinds` maps a task's name to its type. A task without labels is absent."""
+    collected: dict[str, list[Any]] = {name: [] for name in kinds}
+    audio_s = compute_s = 0.0
+    utterances = failed = 0
+    for row in rows:
+        if "error" in row:
+            failed += 1
+            continue
+        utterances += 1
+        audio_s += row["duration_s"]
+        compute_s += row["compute_s"]
+        for name, kind in kinds.items():
+            if "ref" in row[name]:
+                collected[name].append(_essence(kind, row[name]))
+    summary: dict[str, Any] = {
+        name: _SCORE[kinds[name]](items) for name, items in collected.items() if items
+    }
+    rtf = round(compute_s / audio_s, 6) if audio_s else None
+    return summary | {
+        "cost": {"parameters": parameters, "rtf": rtf, "audio_s": round(audio_s, 3)},
+        "utterances": utterances,
+        "failed": failed,
+    }
+
+
+def _essence(kind: str, row: Row) -> Any:
+    """What a task's score needs of a row; the rest is let go."""
+    if kind == "asr":
+        return row["errors"]
+    if kind == "speaker":
+        return row["ref"], row["hyp"], row["mode"], np.array(list(row["scores"].values())), tuple(row["scores"])
+    return row["ref"] == row["hyp"]
+
+
+def _score_speaker(items: list[Any]) -> dict[str, Any]:
+    """accuracy over the utterances of known speakers; eer and min_dcf over utterance × reference trials."""
+    known = [item for item in items if item[0] in item[4]]
+    result: dict[str, Any] = {"mode": items[0][2], "speakers": len(items[0][4]), "unknown_speakers": len(items) - len(known)}
+    if known:
+        result |= {"accuracy": round(float(np.mean([ref == hyp for ref, hyp, *_ in known])), 6), "utterances": len(known)}
+    scores = np.concatenate([item[3] for item in items])
+    is_target = np.concatenate([np.array([name == item[0] for name in item[4]]) for item in items])
+    result["trials"] = len(scores)
+    if is_target.any() and not is_target.all():
+        eer, threshold = metrics.equal_error_rate(scores, is_target)
+        result |= {"eer": round(eer, 6), "eer_threshold": round(threshold, 4)}
+        result["min_dcf"] = round(metrics.min_dcf(scores, is_target), 6)
+    return result
+
+
+_SCORE: dict[str, Callable[[list[Any]], dict[str, Any]]] = {
+    "asr": metrics.error_rates,
+    "speaker": _score_speaker,
+    "classify": lambda items: {"accuracy": round(float(np.mean(items)), 6), "utterances": len(items)},
+}
+
+
+def headline(summary: dict[str, Any], kinds: dict[str, str]) -> dict[str, float]:
+    """Each task's one error figure, lower is better: WER; EER of enrolled speakers; 1 - accuracy."""
+    figures = {}
+    for name, kind in kinds.items():
+        scores = summary.get(name, {})
+        enrolled = scores.get("mode") == "enrolled" and "eer" in scores
+        value = scores.get("wer") if kind == "asr" else scores.get("eer") if enrolled else scores.get("accuracy")
+        if value is not None:
+            figures[name] = value if kind == "asr" or enrolled else 1 - value
+    return figures
+
+
+def evaluate(
+    model: SpeechModel, manifests: list[str], out: Path, enroll: list[str] | None = None,
+    on_row: Callable[[Row], None] = lambda row: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write out/utterances.jsonl and out/summary.json; returns the summary. `on_row` sees every row as it comes."""
+    out.mkdir(parents=True, exist_ok=True)
+    references = enroll_references(model, read_cuts(enroll)) if enroll else None
+    with open(out / "utterances.jsonl", "w", encoding="utf-8") as file:
+        for row in evaluate_rows(model, read_cuts(manifests), references):
+            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            on_row(row)
+    summary = summarize(read_rows(out / "utterances.jsonl"), task_kinds(model), count_parameters(model))
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+def read_rows(path: Path) -> Iterator[Row]:
+    with open(path, encoding="utf-8") as file:
+        for line in file:
+            yield json.loads(line)
+
+
+def task_kinds(model: SpeechModel) -> dict[str, str]:
+    return {name: task.type for name, task in model.config.tasks.items()}
+
+
+def count_parameters(model: SpeechModel) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

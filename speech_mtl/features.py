@@ -1,0 +1,92 @@
+"""Audio to log-mel features, on the device, and the masks of SpecAugment.
+
+Takes float32 audio_BN with lengths in samples, returns mel_BTF with lengths in frames. The steps are those of NeMo's
+preprocessor as used by Parakeet (pre-emphasis, Hann window centred in the FFT, power, slaney mel, log(x + 2**-24)), so
+that an imported model meets the features it was trained on. Frames beyond an utterance's length are exactly 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from speech_mtl.config import AugmentConfig, FeatureConfig
+from speech_mtl.torchaudio_pair import torchaudio
+
+LOG_FLOOR = 2.0**-24
+
+
+def frame_mask(lengths_B: Tensor, size: int) -> Tensor:
+    """Boolean mask (B, size), True inside each length."""
+    return torch.arange(size, device=lengths_B.device)[None, :] < lengths_B[:, None]
+
+
+class LogMel(nn.Module):
+    """Log-mel features with fixed ('corpus') or per-utterance normalising."""
+
+    def __init__(self, config: FeatureConfig):
+        super().__init__()
+        self.config = config
+        filters_KF = torchaudio.functional.melscale_fbanks(
+            config.n_fft // 2 + 1, 0.0, config.f_max_hz, config.n_mels, config.sample_rate, norm="slaney", mel_scale="slaney"
+        )
+        window = torch.hann_window(config.window_samples, periodic=False)
+        # constants of the config, hence not in the weights file; mean and scale are measured, hence in it
+        self.register_buffer("filters_KF", filters_KF, persistent=False)
+        self.register_buffer("window", window, persistent=False)
+        self.register_buffer("mean_F", torch.zeros(config.n_mels))
+        self.register_buffer("scale_F", torch.ones(config.n_mels))
+
+    def lengths(self, samples_B: Tensor) -> Tensor:
+        """Frames of an utterance of so many samples."""
+        return samples_B // self.config.hop_samples
+
+    def forward(self, audio_BN: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor]:
+        """audio_BN float32 in [-1, 1] -> mel_BTF normalised, lengths_B in frames."""
+        mel_BTF, lengths_B = self.log_mel(audio_BN, samples_B)
+        mask_BT1 = frame_mask(lengths_B, mel_BTF.size(1))[..., None]
+        if self.config.normalize == "utterance":
+            count_B11 = lengths_B.clamp(min=2)[:, None, None]
+            mean_B1F = (mel_BTF * mask_BT1).sum(1, keepdim=True) / count_B11
+            centred_BTF = (mel_BTF - mean_B1F) * mask_BT1
+            std_B1F = (centred_BTF.square().sum(1, keepdim=True) / (count_B11 - 1)).sqrt()
+            return centred_BTF / (std_B1F + 1e-5), lengths_B
+        return (mel_BTF - self.mean_F) / self.scale_F * mask_BT1, lengths_B
+
+    def log_mel(self, audio_BN: Tensor, samples_B: Tensor) -> tuple[Tensor, Tensor]:
+        """The features before normalising; autocast is off, since log and power need float32."""
+        config = self.config
+        with torch.autocast(audio_BN.device.type, enabled=False):
+            if config.preemphasis:
+                audio_BN = torch.cat([audio_BN[:, :1], audio_BN[:, 1:] - config.preemphasis * audio_BN[:, :-1]], dim=1)
+            audio_BN = audio_BN * frame_mask(samples_B, audio_BN.size(1))
+            spectrum_BKT = torch.stft(
+                audio_BN, config.n_fft, config.hop_samples, config.window_samples, self.window,
+                center=True, pad_mode="constant", return_complex=True,
+            )  # fmt: skip
+            power_BTK = torch.view_as_real(spectrum_BKT).square().sum(-1).transpose(1, 2)
+            mel_BTF = torch.log(power_BTK @ self.filters_KF + LOG_FLOOR)
+        lengths_B = self.lengths(samples_B)
+        return mel_BTF[:, : audio_BN.size(1) // config.hop_samples], lengths_B
+
+    def measure(self, log_mels: list[Tensor]) -> None:
+        """Set the fixed mean per bin, and scale per bin, from a sample of un-normalised log_mel (T, F) tensors."""
+        frames_TF = torch.cat(log_mels)
+        self.mean_F.copy_(frames_TF.mean(0))
+        self.scale_F.copy_(frames_TF.std(0).clamp(min=0.1))
+
+
+class SpecAugment(nn.Module):
+    """Time and frequency masks (Park et al. 2019, arXiv 1904.08779), drawn per utterance; masked cells become 0."""
+
+    def __init__(self, config: AugmentConfig):
+        super().__init__()
+        self.config = config
+
+    def forward(self, mel_BTF: Tensor) -> Tensor:
+        mask = torchaudio.functional.mask_along_axis_iid  # works on any (..., axis, axis), here time then frequency
+        for _ in range(self.config.time_masks):
+            mel_BTF = mask(mel_BTF, self.config.time_mask_frames, 0.0, axis=1, p=0.2)
+        for _ in range(self.config.freq_masks):
+            mel_BTF = mask(mel_BTF, self.config.freq_mask_bins, 0.0, axis=2)
+        return mel_BTF

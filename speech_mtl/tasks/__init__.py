@@ -1,0 +1,71 @@
+"""The tasks. A task is one file with one class that keeps the contract below, and one line in TASKS.
+
+A cut is one utterance; a label it lacks is None, and a missing label changes nothing: no loss, no gradient, no metric.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+    from speech_mtl.config import Config
+    from speech_mtl.text import Tokenizer
+
+
+class Task(nn.Module):
+    """The contract. B utterances, S encoder frames, D model width."""
+
+    def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
+        """Labels as CPU tensors, with 'mask' (B,) True where the utterance has a usable one for its encoder frames."""
+        raise NotImplementedError
+
+    def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
+        """The encoder blocks' frames_BSD -> output tensors, for the rows where rows_B is True (all where absent).
+
+        Uses every parameter of the task, also for no rows at all: with several processes the others wait for it.
+        """
+        raise NotImplementedError
+
+    def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        """Sum over the labelled utterances, whose rows `output` holds and no others.
+
+        The caller divides by their number over all processes and accumulated batches.
+        """
+        raise NotImplementedError
+
+    def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """One plain dict an utterance."""
+        raise NotImplementedError
+
+
+def label_of(cut: Cut, name: str) -> str | None:
+    """An utterance's label: a supervision field (text, speaker, gender, language) or a key of its custom dict.
+
+    None where it is absent, or where several supervisions of a cut disagree; their texts are joined.
+    """
+    values = [getattr(s, name, None) if name in FIELDS else (s.custom or {}).get(name) for s in cut.supervisions]
+    if name == "text":
+        present = [value for value in values if value is not None]
+        return " ".join(present) if present else None
+    distinct = {str(value) for value in values if value is not None}
+    return distinct.pop() if len(distinct) == 1 and None not in values else None
+
+
+FIELDS = {"text", "speaker", "gender", "language"}
+
+
+def build_tasks(config: Config, tokenizer: Tokenizer | None, labels: dict[str, list[str]]) -> nn.ModuleDict:
+    """The config's tasks; `labels` holds each task's classes, from the training data or a model folder."""
+    from speech_mtl.tasks.asr import ASR
+    from speech_mtl.tasks.classify import Classify
+    from speech_mtl.tasks.speaker import Speaker
+
+    TASKS = {"asr": ASR, "speaker": Speaker, "classify": Classify}
+    return nn.ModuleDict({
+        name: TASKS[task.type](name, config, tokenizer if task.type == "asr" else labels[name])  # type: ignore[arg-type]
+        for name, task in config.tasks.items()
+    })  # fmt: skip

@@ -1,0 +1,50 @@
+"""Classify an utterance by any label it carries: gender, language, accent, emotion, age group.
+
+Pooled frames -> linear -> softmax cross-entropy. Output 'log_probs' (B, classes).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_mtl.tasks import Task, label_of
+from speech_mtl.tasks.pooling import Pooling
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+    from speech_mtl.config import Config
+
+
+class Classify(Task):
+    def __init__(self, name: str, config: Config, classes: list[str]):
+        super().__init__()
+        task, D = config.tasks[name], config.encoder.d_model
+        self.label, self.classes = task.label or name, classes
+        self.pooling = Pooling(D, task.blocks or config.encoder.n_blocks)
+        self.dropout = nn.Dropout(task.dropout)
+        self.linear = nn.Linear(2 * D, len(classes))
+
+    def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
+        index = {label: i for i, label in enumerate(self.classes)}
+        classes_B = torch.tensor([index.get(label_of(cut, self.label) or "", -1) for cut in cuts])
+        return {"classes": classes_B, "mask": classes_B >= 0}
+
+    def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
+        pooled_BP = self.pooling(blocks, lengths_B, rows_B)
+        return {"log_probs": F.log_softmax(self.linear(self.dropout(pooled_BP)).float(), dim=1)}
+
+    def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        return F.nll_loss(output["log_probs"], targets["classes"][targets["mask"]], reduction="sum")
+
+    def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """label, probability."""
+        probability, best = output["log_probs"].exp().max(dim=1)
+        return [
+            {"label": self.classes[i], "probability": round(p, 4)}
+            for i, p in zip(best.tolist(), probability.tolist(), strict=True)
+        ]

@@ -1,0 +1,70 @@
+"""Speaker identification: pooled frames -> embedding -> additive angular margin softmax (Deng et al. 2019, 1801.07698).
+
+Output 'embedding' (B, E) of length 1 and 'cosine' (B, classes). Speed perturbation changes who somebody is, so every
+speed factor has classes of its own; 'predict' only ever names the real speakers, which come first.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from speech_mtl.tasks import Task, label_of
+from speech_mtl.tasks.pooling import Pooling
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
+
+    from speech_mtl.config import Config
+
+
+def speed_label(speaker: str, factor: float) -> str:
+    """The name of a speaker at a speed; at 1 the speaker."""
+    return speaker if factor == 1 else f"{speaker}@{factor:g}"
+
+
+class Speaker(Task):
+    def __init__(self, name: str, config: Config, speakers: list[str]):
+        super().__init__()
+        task, D = config.tasks[name], config.encoder.d_model
+        self.speakers, self.margin, self.scale = speakers, task.margin, task.scale
+        speeds = [1.0, *(factor for factor in sorted(set(config.augment.speeds)) if factor != 1)]
+        classes = [speed_label(speaker, factor) for factor in speeds for speaker in speakers]
+        self.index = {label: i for i, label in enumerate(classes)}
+        self.pooling = Pooling(D, task.blocks or config.encoder.n_blocks)
+        self.dropout = nn.Dropout(task.dropout)
+        self.embedding = nn.Linear(2 * D, task.embedding_dim)
+        self.centres = nn.Parameter(torch.randn(len(classes), task.embedding_dim) * 0.01)
+
+    def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
+        """A speaker who is not among the classes is no label."""
+        classes_B = torch.tensor([self.index.get(label_of(cut, "speaker") or "", -1) for cut in cuts])
+        return {"classes": classes_B, "mask": classes_B >= 0}
+
+    def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
+        pooled_BP = self.pooling(blocks, lengths_B, rows_B)
+        embedding_BE = F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
+        return {"embedding": embedding_BE, "cosine": embedding_BE @ F.normalize(self.centres.float(), dim=1).T}
+
+    def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        classes_B = targets["classes"][targets["mask"]]
+        logits = self.scale * add_margin(output["cosine"], classes_B, self.margin)
+        return F.cross_entropy(logits, classes_B, reduction="sum")
+
+    def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
+        """embedding (E,), cosine to each training speaker (speakers,)."""
+        cosine = output["cosine"][:, : len(self.speakers)].cpu()
+        return [{"embedding": e, "cosine": c} for e, c in zip(output["embedding"].cpu(), cosine, strict=True)]
+
+
+def add_margin(cosine_BC: Tensor, classes_B: Tensor, margin: float) -> Tensor:
+    """cos(θ + margin) at each row's own class; beyond θ = π - margin, where that would rise again, a straight line."""
+    target_B1 = cosine_BC.gather(1, classes_B[:, None])
+    sine_B1 = (1 - target_B1.square()).clamp(min=1e-9).sqrt()
+    moved_B1 = target_B1 * math.cos(margin) - sine_B1 * math.sin(margin)
+    moved_B1 = torch.where(target_B1 > math.cos(math.pi - margin), moved_B1, target_B1 - margin * math.sin(margin))
+    return cosine_BC.scatter(1, classes_B[:, None], moved_B1)

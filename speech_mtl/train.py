@@ -1,0 +1,291 @@
+"""Config and manifests -> a trained model folder. The loop is `Trainer.run`, on one page; Accelerate is the engine.
+
+Every task's loss is summed over its labelled utterances and divided by their number in the whole optimizer step, over
+all processes and accumulated batches: an utterance without a label, and a batch without a task, change nothing.
+Stopped at any moment (Ctrl-C, a crash, a full disk) and resumed, training gives bit for bit what it would have given.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from torch.optim.swa_utils import AveragedModel
+
+from speech_mtl.checkpoint import CheckpointError, save_model, write_atomically
+from speech_mtl.config import Config
+from speech_mtl.console import TrainingConsole
+from speech_mtl.data import Batch, DataError, Inventory, SpeechDataset, batches, read_cuts, take_inventory
+from speech_mtl.evaluate import count_parameters, enroll_references, evaluate_rows, headline, summarize, task_kinds
+from speech_mtl.model import SpeechModel
+from speech_mtl.text import Tokenizer
+
+
+def train(config: Config, out: str | Path, *, resume: bool = False) -> Path:
+    """Train, and leave the best model in `out`; its progress, logs and resumable state are under out/training.
+
+    Raises DataError, CheckpointError, KeyboardInterrupt (after saving; `resume=True` goes on from there).
+    """
+    out = Path(out)
+    state = out / "training" / "state.pt"
+    if resume and not state.is_file():
+        raise CheckpointError(f"nothing to resume: {state} does not exist")
+    if not resume and (state.exists() or (out / "config.json").exists()):
+        raise CheckpointError(f"{out} already holds a run; resume it, or choose another folder")
+    trainer = Trainer(config, out)
+    if resume:
+        trainer.load_state(state)
+    return trainer.run()
+
+
+def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
+    """A new model for the training data: tokenizer, classes and feature statistics are taken from it."""
+    if not config.data.train:
+        raise DataError("data.train names no manifest")
+    inventory = take_inventory(read_cuts(config.data.train), config)
+    if not inventory.utterances:
+        raise DataError(f"no usable training utterance in {', '.join(config.data.train)}: {dict(inventory.left_out)}")
+    tokenizer = None
+    for name, task in config.tasks.items():
+        if task.type == "asr":
+            if not inventory.texts:
+                raise DataError(f"task '{name}': no training utterance has a text")
+            tokenizer = Tokenizer.train(inventory.texts, config.text)
+        elif len(inventory.classes[name]) < 2:
+            found = list(inventory.classes[name]) or "none"
+            raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
+    model = SpeechModel(config, tokenizer, inventory.labels())
+    _measure_features(model, config)
+    return model, inventory
+
+
+def _measure_features(model: SpeechModel, config: Config, utterances: int = 500) -> None:
+    """The fixed mean and scale of the mel bins, from utterances spread over the training data."""
+    cuts = list(read_cuts(config.data.train))
+    dataset = SpeechDataset(config)
+    log_mels = []
+    for cut in cuts[:: max(1, len(cuts) // utterances)]:
+        batch = dataset[0, [cut]]  # type: ignore[index]
+        if batch.cuts:
+            log_mels.append(model.features.log_mel(batch.audio_BN, batch.samples_B)[0][0])
+    model.features.measure(log_mels)
+
+
+class Trainer:
+    """All that changes while training, and the loop that changes it."""
+
+    def __init__(self, config: Config, out: Path):
+        self.config, self.out = config, out
+        set_seed(config.train.seed)
+        self.accelerator = Accelerator(mixed_precision=config.train.precision)
+        model, self.inventory = prepare_model(config)
+        self.kinds = task_kinds(model)
+        self.raw_model = model.to(self.accelerator.device)
+        decay = config.train.ema_decay
+        self.ema = AveragedModel(model, multi_avg_fn=partial(_average, decay))
+        matrices = [p for p in model.parameters() if p.ndim > 1]
+        others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms are not decayed
+        optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": config.train.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=config.train.lr, betas=(0.9, 0.98), fused=True,
+        )  # fmt: skip
+        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.epoch, self.batches_done, self.consumed_s, self.step = 0, 0, 0.0, 0
+        self.best = math.inf
+        self.elapsed_s = 0.0
+        self.interrupted = False
+        self.failed: dict[str, str] = {}
+
+    def run(self) -> Path:
+        """Train to the end; the best model is in `out`."""
+        config = self.config.train
+        with TrainingConsole(self.config, self.inventory, self.out, self.accelerator.is_main_process) as console, _signals(self):
+            saved_at = time.monotonic()
+            while self.epoch < config.epochs:
+                for group in self._groups():
+                    losses = self._step(group)
+                    self.elapsed_s += console.update(self.progress(), losses, self._lr(), self.elapsed_s)
+                    if time.monotonic() - saved_at > 60 * config.checkpoint_minutes or self.interrupted:
+                        self.save_state()
+                        saved_at = time.monotonic()
+                    if self.interrupted:
+                        raise KeyboardInterrupt(f"saved after step {self.step} in {self.out}; resume goes on from there")
+                    if self.progress() >= config.epochs:
+                        break
+                self.epoch, self.batches_done, self.consumed_s = self.epoch + 1, 0, 0.0
+                if self.epoch % config.eval_every == 0 or self.epoch >= config.epochs:
+                    self._evaluate(console)
+                self.save_state()
+        return self.out
+
+    def progress(self) -> float:
+        """Epochs done, by the audio consumed."""
+        return self.epoch + self.consumed_s / self.inventory.duration_s
+
+    def _lr(self) -> float:
+        """Linear warm-up, then a cosine to zero."""
+        config, done = self.config.train, self.progress()
+        if done < config.warmup_epochs:
+            return config.lr * max(done, 1e-3) / config.warmup_epochs
+        rest = (done - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
+
+    def _groups(self) -> Iterator[list[Batch]]:
+        """The rest of the epoch's batches, `train.accumulate` at a time."""
+        loader = iter(batches(
+            read_cuts(self.config.data.train), self.config, train=True, epoch=self.epoch, skip=self.batches_done,
+            rank=self.accelerator.process_index, processes=self.accelerator.num_processes,
+        ))  # fmt: skip
+        while group := list(islice(loader, self.config.train.accumulate)):
+            yield group
+
+    def _step(self, group: list[Batch]) -> dict[str, float]:
+        """One optimizer step on the accumulated batches; returns every task's mean loss."""
+        accelerator, device = self.accelerator, self.accelerator.device
+        for batch in group:
+            self.failed.update(batch.failed)
+        group_targets = [self.raw_model.targets(batch.cuts, batch.samples_B) for batch in group]
+        counts = torch.tensor([[t[name]["mask"].sum() for name in self.kinds] for t in group_targets], device=device).sum(0)
+        counts = accelerator.reduce(counts, "sum").clamp(min=1)
+        masked = self.progress() >= self.config.augment.start_epoch
+        totals = torch.zeros(len(self.kinds), device=device)
+        self.model.train()
+        for i, (batch, targets) in enumerate(zip(group, group_targets, strict=True)):
+            targets = _to(targets, device)
+            last = i == len(group) - 1
+            with accelerator.autocast(), _sync(accelerator, self.model, last):
+                rows = {name: t["mask"] for name, t in targets.items()}
+                outputs = self.model(
+                    batch.audio_BN.to(device), batch.samples_B.to(device), mask_features=masked, rows=rows
+                )
+                sums = [self.raw_model.task(name).loss(outputs[name], targets[name]) for name in self.kinds]
+                # times the processes: the engine averages over them, the counts are already of all of them
+                losses = torch.stack(sums) / counts * accelerator.num_processes
+                weights = torch.tensor([self.config.tasks[name].weight for name in self.kinds], device=device)
+                accelerator.backward((losses * weights).sum())
+            totals += losses.detach()
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = self._lr()
+        accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.ema.update_parameters(self.raw_model)
+        self.step += 1
+        self.batches_done += len(group)
+        seconds = torch.tensor(sum(cut.duration for batch in group for cut in batch.cuts), device=device)
+        self.consumed_s += accelerator.reduce(seconds, "sum").item()
+        means = (accelerator.reduce(totals, "sum") / accelerator.num_processes).tolist()
+        return dict(zip(self.kinds, means, strict=True))
+
+    def _evaluate(self, console: TrainingConsole) -> None:
+        """Score the averaged weights on the dev data and keep them where they are the best so far."""
+        if self.accelerator.is_main_process:
+            model: Any = self.ema.module if self.config.train.ema_decay else self.raw_model
+            model.eval()
+            summary: dict[str, Any] = {}
+            if self.config.data.dev:
+                enroll = self.config.data.dev_enroll
+                references = enroll_references(model, read_cuts(enroll)) if enroll else None
+                rows = evaluate_rows(model, read_cuts(self.config.data.dev), references)
+                summary = summarize(rows, self.kinds, count_parameters(model))
+            errors = headline(summary, self.kinds)
+            select = self.config.train.select
+            chosen = errors.get(select) if select in errors else sum(errors.values()) / len(errors) if errors else -self.epoch
+            better = chosen is not None and chosen < self.best
+            if better:
+                self.best = chosen  # type: ignore[assignment]
+                save_model(model, self.out, _card(self.config, self.inventory, self.epoch, summary))
+            console.evaluated(self.epoch, self.step, summary, better, self.elapsed_s, self.failed)
+        self.accelerator.wait_for_everyone()
+
+    def save_state(self) -> None:
+        """All that `load_state` needs to go on exactly; written so that a crash leaves the last good one."""
+        if not self.accelerator.is_main_process:
+            return
+        state = {
+            "config": json.dumps(self.config.model_dump()), "model": self.raw_model.state_dict(),
+            "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(), "rng": torch.get_rng_state(),
+            "place": [self.epoch, self.batches_done, self.consumed_s, self.step, self.best, self.elapsed_s],
+        }  # fmt: skip
+        if torch.cuda.is_available():
+            state["cuda_rng"] = torch.cuda.get_rng_state()
+        folder = self.out / "training"
+        folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "state.pt", lambda path: torch.save(state, path))
+
+    def load_state(self, path: Path) -> None:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        before, now = json.loads(state["config"]), self.config.model_dump()
+        if changed := [f"{s}.{k}" for s in now for k in now[s] if before[s].get(k) != json.loads(json.dumps(now[s][k]))]:
+            raise CheckpointError(f"{path} belongs to another config; these differ: {', '.join(changed)}")
+        self.raw_model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.epoch, self.batches_done, self.consumed_s, self.step, self.best, self.elapsed_s = state["place"]
+        torch.set_rng_state(state["rng"])
+        if "cuda_rng" in state and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rng"])
+
+
+@torch.no_grad()
+def _average(decay: float, means: list[torch.Tensor], now: list[torch.Tensor], updates: torch.Tensor) -> None:
+    """Exponential moving average whose memory grows with the updates, so that it forgets the random start."""
+    torch._foreach_lerp_(means, now, 1 - min(decay, (1 + updates.item()) / (10 + updates.item())))
+
+
+def _to(targets: dict[str, dict[str, torch.Tensor]], device: torch.device) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: {key: value.to(device) for key, value in task.items()} for name, task in targets.items()}
+
+
+def _sync(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Any:
+    """Exchange gradients between processes only with the last of the accumulated batches."""
+    from contextlib import nullcontext
+
+    return nullcontext() if last else accelerator.no_sync(model)
+
+
+class _signals:
+    """Ctrl-C and SIGTERM let the step in hand finish and be saved; a second Ctrl-C ends at once."""
+
+    def __init__(self, trainer: Trainer):
+        self.trainer = trainer
+
+    def __enter__(self) -> None:
+        def stop(number: int, frame: Any) -> None:
+            if self.trainer.interrupted:
+                raise KeyboardInterrupt
+            self.trainer.interrupted = True
+            print("\nstopping after this step (Ctrl-C again: at once, unsaved)", file=sys.stderr)
+
+        import threading
+
+        self.old = {}
+        if threading.current_thread() is threading.main_thread():
+            self.old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.old.items():
+            signal.signal(number, handler)
+
+
+def _card(config: Config, inventory: Inventory, epoch: int, summary: dict[str, Any]) -> str:
+    """The model folder's README.md."""
+    tasks = ", ".join(f"{name} ({task.type})" for name, task in config.tasks.items())
+    return (
+        "# speech_mtl model\n\n"
+        f"Tasks: {tasks}. Trained on {inventory.utterances} utterances ({inventory.duration_s / 3600:.2f} h) of\n"
+        + "".join(f"- {path}\n" for path in config.data.train)
+        + f"\nKept after epoch {epoch}, the best by `train.select = {config.train.select}` on the dev data:\n\n"
+        f"```json\n{json.dumps(summary, indent=1)}\n```\n"
+    )

@@ -1,0 +1,554 @@
+"""Every corpus in its own layout, made small in a temporary folder: splits, labels, what is left out, errors."""
+
+from __future__ import annotations
+
+import functools
+import gzip
+import hashlib
+import http.server
+import io
+import json
+import os
+import tarfile
+import threading
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import lhotse
+import numpy as np
+import pytest
+import soundfile
+from lhotse import CutSet, load_manifest_lazy
+
+import data_prep
+from data_prep.common import PrepareError
+from data_prep.download import Archive, fetch
+
+REAL = os.environ.get("SPEECH_MTL_DATA")
+real_data = [
+    pytest.mark.real_data,
+    pytest.mark.skipif(REAL is None, reason="SPEECH_MTL_DATA does not name the folder with fsdd/, an4/, ..."),
+]
+
+
+def sine(path: Path, seconds: float = 0.25, rate: int = 8000, channels: int = 1, **options: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    wave = 0.1 * np.sin(2 * np.pi * 220 * np.arange(round(seconds * rate)) / rate)
+    soundfile.write(path, np.tile(wave[:, None], channels), rate, **options)
+    return path
+
+
+def write(path: Path, *lines: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{line}\n" for line in lines))
+    return path
+
+
+def read(out: Path) -> tuple[dict[str, CutSet], dict[str, str]]:
+    """The splits of a prepared folder and {item: reason} of what was left out; every cut keeps the contract."""
+    splits = {path.name.removesuffix(".jsonl.gz"): load_manifest_lazy(path) for path in out.glob("*.jsonl.gz")}
+    for split, cuts in splits.items():
+        assert cuts.is_lazy, split
+        assert len({cut.id for cut in cuts}) == len(list(cuts)), split
+        for cut in cuts:
+            lhotse.validate(cut, read_data=False)
+            (supervision,) = cut.supervisions
+            assert (supervision.start, supervision.duration) == (0, cut.duration)
+            assert Path(cut.recording.sources[0].source).is_absolute()
+            assert "" not in (supervision.text, supervision.speaker, supervision.gender, supervision.language)
+            assert supervision.custom["corpus"] == cut.custom["corpus"]
+            assert cut.load_audio().shape == (1, cut.num_samples)
+    lines = [json.loads(line) for line in (out / "left_out.jsonl").read_text().splitlines()]
+    return splits, {line["item"]: line["reason"] for line in lines}
+
+
+def ids(cuts: CutSet) -> list[str]:
+    return [cut.id for cut in cuts]
+
+
+def test_every_registered_corpus_has_a_documented_prepare() -> None:
+    for corpus in data_prep.CORPORA:
+        module = data_prep.load(corpus)
+        assert module.__doc__
+        for option in data_prep.options_of(corpus).values():
+            assert option.kind is option.KEYWORD_ONLY and option.annotation is not option.empty
+
+
+# ---------------------------------------------------------------- fsdd
+
+
+def make_fsdd(root: Path) -> Path:
+    for speaker in ("theo", "newcomer"):
+        for index in (0, 4, 5, 9, 10, 49):
+            sine(root / "recordings" / f"7_{speaker}_{index}.wav")
+    return root
+
+
+@pytest.mark.parametrize("given", [".", "recordings", ".."])
+def test_fsdd_splits_by_index(tmp_path: Path, given: str) -> None:
+    root = make_fsdd(tmp_path / "corpora" / "fsdd")
+    splits, left_out = read(data_prep.prepare("fsdd", root / given, tmp_path / "out"))
+    assert {split: len(list(cuts)) for split, cuts in splits.items()} == {"train": 4, "dev": 4, "test": 4}
+    assert ids(splits["test"]) == [f"fsdd-7_{s}_{i}" for s in ("newcomer", "theo") for i in (0, 4)]
+    newcomer, theo = splits["test"][0].supervisions[0], splits["test"][2].supervisions[0]
+    assert (theo.text, theo.speaker, theo.gender, theo.language) == ("seven", "fsdd-theo", "male", "en")
+    assert theo.custom == {"corpus": "fsdd", "accent": "USA/neutral"}
+    assert (newcomer.gender, newcomer.custom) == (None, {"corpus": "fsdd"})
+    assert left_out == {}
+
+
+def test_fsdd_says_what_it_leaves_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_fsdd(tmp_path / "fsdd")
+    (root / "recordings" / "7_theo_11.wav").write_bytes(b"not audio")
+    sine(root / "recordings" / "7_theo_12.wav", seconds=0)
+    sine(root / "recordings" / "cough.wav")
+    _, left_out = read(data_prep.prepare("fsdd", root, tmp_path / "out"))
+    assert left_out["cough.wav"] == "file name is not {digit}_{speaker}_{index}.wav"
+    assert left_out["7_theo_11.wav"].startswith("audio file is unreadable")
+    assert left_out["7_theo_12.wav"] == "audio file holds no samples"
+    printed = capsys.readouterr().out
+    assert "left out: 3" in printed and "cough.wav" in printed and "speakers" in printed
+
+
+# ---------------------------------------------------------------- an4
+
+
+def make_an4(root: Path, suffix: str = ".wav", speakers: int = 18) -> Path:
+    options = {"format": "NIST"} if suffix == ".sph" else {}
+    lines: dict[str, list[str]] = {"train": [], "test": []}
+    texts: dict[str, list[str]] = {"train": [], "test": []}
+    for part, count in (("train", speakers), ("test", 2)):
+        folder = "an4_clstk" if part == "train" else "an4test_clstk"
+        for number in range(count):
+            speaker = f"{'fm'[number % 2]}{part[:2]}{number:02d}"
+            for utterance in ("an1", "an2", "cen1", "cen2"):
+                name = f"{utterance}-{speaker}-b"
+                sine(root / "wav" / folder / speaker / (name + suffix), rate=16000, **options)
+                lines[part].append(f"{folder}/{speaker}/{name}")
+                texts[part].append(f"<s> ERASE G M </s> ({name})" if part == "train" else f"ERASE G M ({name})")
+    for part in lines:
+        write(root / "etc" / f"an4_{part}.fileids", *lines[part])
+        write(root / "etc" / f"an4_{part}.transcription", *texts[part])
+    return root
+
+
+@pytest.mark.parametrize(("suffix", "given"), [(".wav", "."), (".sph", "..")])
+def test_an4_holds_speakers_out_and_enrols(tmp_path: Path, suffix: str, given: str) -> None:
+    root = make_an4(tmp_path / "an4", suffix)
+    splits, left_out = read(data_prep.prepare("an4", root / given, tmp_path / "out"))
+    counts = {split: len(list(cuts)) for split, cuts in splits.items()}
+    assert counts == {"train": 64, "dev": 8, "test": 8, "enroll": 6, "trial": 2, "dev_enroll": 6, "dev_trial": 2}
+    speakers = {split: {cut.supervisions[0].speaker for cut in cuts} for split, cuts in splits.items()}
+    assert not speakers["train"] & (speakers["dev"] | speakers["test"])
+    assert speakers["dev"] == {"an4-ftr10", "an4-mtr17"}  # the 6th and 18th in sorted order
+    assert sorted(ids(splits["enroll"]) + ids(splits["trial"])) == ids(splits["test"])
+    assert ids(splits["trial"]) == ["an4-cen2-fte00-b", "an4-cen2-mte01-b"]
+    first = splits["train"][0].supervisions[0]
+    assert (first.text, first.speaker, first.gender) == ("ERASE G M", "an4-ftr00", "female")
+    assert left_out == {}
+    assert (tmp_path / "out" / "audio").exists() == (suffix == ".sph")  # lhotse cannot read .sph by itself
+    source = root / "wav" / "an4_clstk" / "ftr00" / f"an1-ftr00-b{suffix}"
+    np.testing.assert_array_equal(splits["train"][0].load_audio()[0], soundfile.read(source, dtype="float32")[0])
+
+
+def test_an4_names_raw_missing_and_unlisted_files(tmp_path: Path) -> None:
+    root = make_an4(tmp_path / "an4", speakers=6)
+    folder = root / "wav" / "an4_clstk" / "ftr00"
+    (folder / "an1-ftr00-b.wav").rename(folder / "an1-ftr00-b.raw")
+    (folder / "an2-ftr00-b.wav").unlink()
+    sine(folder / "an9-ftr00-b.wav")
+    with (root / "etc" / "an4_train.transcription").open("a") as file:
+        file.write("NO UTTERANCE NAME\n")
+    _, left_out = read(data_prep.prepare("an4", root, tmp_path / "out"))
+    assert "headerless .raw" in left_out["an4_clstk/ftr00/an1-ftr00-b"]
+    assert left_out["an4_clstk/ftr00/an2-ftr00-b"] == "audio file is missing"
+    assert left_out["an4_clstk/ftr00/an9-ftr00-b.wav"] == "file is in neither list of etc/"
+    assert "an4_train.transcription line 25" in left_out
+
+
+# ---------------------------------------------------------------- speechocean762
+
+
+def test_speechocean762_divides_inside_each_speaker_and_pools_test(tmp_path: Path) -> None:
+    root = tmp_path / "speechocean762"
+    for part, speaker in (("train", "0036"), ("test", "0003")):
+        names = [f"{speaker}{number:05d}" for number in range(20)]
+        for name in names[:19]:
+            sine(root / "WAVE" / f"SPEAKER{speaker}" / f"{name}.WAV", rate=16000)
+        scp = [f"{name}\tWAVE/SPEAKER{speaker}/{name}.WAV" for name in names]
+        write(root / part / "wav.scp", *scp)
+        write(root / part / "text", *(f"{name}\tMARK IS GOING" for name in names))
+        write(root / part / "utt2spk", *(f"{name} {speaker}" for name in names))
+        write(root / part / "spk2gender", f"{speaker} f")
+        write(root / part / "spk2age", f"{speaker}\t6")
+    sine(root / "WAVE" / "SPEAKER0036" / "extra.WAV")
+    splits, left_out = read(data_prep.prepare("speechocean762", tmp_path, tmp_path / "out"))
+    assert {split: len(list(cuts)) for split, cuts in splits.items()} == {"train": 32, "dev": 4, "test": 2}
+    assert ids(splits["dev"]) == [f"speechocean762-{s}{n:05d}" for s in ("0003", "0036") for n in (4, 14)]
+    label = splits["dev"][0].supervisions[0]
+    assert (label.text, label.speaker, label.gender) == ("MARK IS GOING", "speechocean762-0003", "female")
+    assert label.custom == {"corpus": "speechocean762", "age": 6}
+    missing = "audio file is missing"
+    assert left_out == {"003600019": missing, "000300019": missing, "extra.WAV": "file is in no wav.scp"}
+
+
+# ---------------------------------------------------------------- librispeech
+
+
+def make_librispeech(root: Path) -> Path:
+    for subset, speaker in (("dev-clean", "84"), ("test-clean", "61")):
+        chapter = root / subset / speaker / "121"
+        for number in range(3):
+            sine(chapter / f"{speaker}-121-{number:04d}.flac", rate=16000)
+        write(chapter / f"{speaker}-121.trans.txt", *(f"{speaker}-121-{n:04d} HELLO WORLD" for n in (0, 1, 9)))
+    write(
+        root / "SPEAKERS.TXT", "; comment | x", "84   | F | dev-clean | 8.02 | Name", "61 | M | test-clean | 8 | Name"
+    )
+    return root
+
+
+def test_librispeech_finds_its_subsets(tmp_path: Path) -> None:
+    make_librispeech(tmp_path / "LibriSpeech")
+    splits, left_out = read(data_prep.prepare("librispeech", tmp_path, tmp_path / "out"))
+    assert {split: len(list(cuts)) for split, cuts in splits.items()} == {"dev-clean": 3, "test-clean": 3}
+    first, _, last = (cut.supervisions[0] for cut in splits["dev-clean"])
+    assert (first.text, first.speaker, first.gender) == ("HELLO WORLD", "librispeech-84", "female")
+    assert last.text is None  # no transcript: the recording still has a speaker
+    assert left_out == {"84-121-0009": "audio file is missing", "61-121-0009": "audio file is missing"}
+
+
+def test_librispeech_options(tmp_path: Path) -> None:
+    root = make_librispeech(tmp_path / "LibriSpeech")
+    splits, _ = read(data_prep.prepare("librispeech", root, tmp_path / "out", subsets="dev-clean,"))
+    assert list(splits) == ["dev-clean"]
+    with pytest.raises(PrepareError, match="'dev-other' is not in .*found: dev-clean, test-clean"):
+        data_prep.prepare("librispeech", root, tmp_path / "out", subsets="dev-other")
+
+
+# ---------------------------------------------------------------- kaldi
+
+
+def test_kaldi_with_nothing_but_wav_scp(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe"
+    sine(recipe / "audio" / "one take.wav")
+    write(recipe / "data" / "train" / "wav.scp", "r1 audio/one take.wav", "r2 audio/gone.wav")
+    out = data_prep.prepare("kaldi", recipe / "data" / "train", tmp_path / "out", split="train", name="mine")
+    splits, left_out = read(out)
+    (cut,) = splits["train"]
+    label = cut.supervisions[0]
+    assert cut.id == "mine-r1"
+    assert (label.text, label.speaker, label.gender, label.language) == (None, None, None, None)
+    assert left_out == {"r2": "audio file is missing"}
+
+
+def test_kaldi_segments_labels_and_left_outs(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    witness = tmp_path / "ran"
+    absolute = sine(tmp_path / "r1.wav", seconds=2.0)
+    sine(folder / "stereo.wav", channels=2)
+    scp = [f"r1 {absolute}", f"r2 touch {witness} |", "r3 raw.ark:17", "r4 stereo.wav", "r5 stereo.wav"]
+    write(folder / "wav.scp", *scp)
+    segments = [
+        "u1 r1 0.5 1.0",
+        "u2 r1 1.5 -1",
+        "u3 r1 1.0 0.5",
+        "u4 r1 0 9",
+        "u5 r1 zero one",
+        "u6 r2 0 1",
+        "u7 r3 0 1",
+    ]
+    write(folder / "segments", *segments, "u8 r4 0 0.2", "u9 r9 0 1")
+    write(folder / "text", "u1 HELLO THERE", "u2", "u99 NO AUDIO")
+    write(folder / "utt2spk", "u1 ann", "u2 bob")
+    write(folder / "spk2gender", "ann F", "bob ?")
+    write(folder / "utt2emotion", "u1 happy")
+    write(folder / "spk2age", "ann 30")
+    splits, left_out = read(data_prep.prepare("kaldi", folder, tmp_path / "out", language="en"))
+    first, second = splits["all"]
+    assert (first.start, first.duration, second.start, second.duration) == (0.5, 0.5, 1.5, 0.5)
+    label = first.supervisions[0]
+    assert (label.text, label.speaker, label.gender, label.language) == ("HELLO THERE", "kaldi-ann", "female", "en")
+    assert label.custom == {"corpus": "kaldi", "emotion": "happy", "age": 30}
+    assert (second.supervisions[0].text, second.supervisions[0].gender) == (None, None)
+    expected = {
+        "u3": "end is not after the start",
+        "u4": "end is more than",
+        "u5": "segments line is not",
+        "u6": "holds a command, which is never run",
+        "u7": "Kaldi archive",
+        "u8": "2 channels",
+        "u9": "recording is not in wav.scp",
+        "u99": "no audio in wav.scp or segments",
+        "r5": "no entry in segments",
+        "speaker bob": "label gender dropped, its utterances are kept: '?'",
+    }
+    assert left_out.keys() == expected.keys()
+    assert all(reason in left_out[item] for item, reason in expected.items())
+    assert not witness.exists()
+
+
+def test_kaldi_takes_the_named_channel(tmp_path: Path) -> None:
+    sine(tmp_path / "stereo.wav", channels=2)
+    write(tmp_path / "wav.scp", "r1 stereo.wav")
+    splits, _ = read(data_prep.prepare("kaldi", tmp_path, tmp_path / "out", channel=1))
+    assert splits["all"][0].channel == 1
+
+
+def test_kaldi_refuses_a_key_that_stands_twice(tmp_path: Path) -> None:
+    write(tmp_path / "wav.scp", "r1 a.wav", "r1 b.wav")
+    with pytest.raises(PrepareError, match="wav.scp line 2: r1 stands there twice"):
+        data_prep.prepare("kaldi", tmp_path, tmp_path / "out")
+
+
+# ---------------------------------------------------------------- jsonl
+
+
+def test_jsonl_keeps_labels_and_names_every_bad_line(tmp_path: Path) -> None:
+    sine(tmp_path / "clips" / "a.wav", seconds=1.0)
+    good = {"audio_filepath": "clips/a.wav", "text": "hello", "speaker": 7, "gender": "m", "emotion": "calm", "take": 3}
+    lines = [
+        json.dumps(good),
+        json.dumps({"audio_filepath": "clips/a.wav", "offset": 0.25, "duration": 0.5, "words": [1], "gender": "?"}),
+        "{broken",
+        "[1]",
+        json.dumps({"audio_filepath": "clips/a.wav", "text": ["hello"]}),
+        json.dumps({"audio_filepath": "clips/a.wav", "duration": -1}),
+        json.dumps({"audio_filepath": "clips/a.wav", "duration": 60}),
+        json.dumps({"audio_filepath": "clips/gone.wav"}),
+        json.dumps({"text": "no audio"}),
+        "",
+    ]
+    write(tmp_path / "train.jsonl", *lines)
+    write(tmp_path / "dev.json", json.dumps({**good, "text": "", "lang": "de"}))
+    splits, left_out = read(data_prep.prepare("jsonl", tmp_path, tmp_path / "out", language="en"))
+    first, second = splits["train"]
+    label = first.supervisions[0]
+    assert (label.text, label.speaker, label.gender, label.language) == ("hello", "jsonl-7", "male", "en")
+    assert label.custom == {"corpus": "jsonl", "emotion": "calm", "take": 3}
+    assert (second.start, second.duration, second.supervisions[0].speaker) == (0.25, 0.5, None)
+    (dev,) = splits["dev"]
+    assert (dev.supervisions[0].text, dev.supervisions[0].language) == (None, "de")
+    expected = {
+        3: "line is not JSON",
+        4: "line is a JSON list",
+        5: "field text is of type list; accepted: str",
+        6: "end is not after the start",
+        7: "end is more than",
+        8: "audio file is missing",
+        9: "field audio_filepath is missing",
+        2: "dropped, the line is kept",
+    }
+    assert left_out.keys() == {f"train.jsonl line {number}" for number in expected}
+    assert all(reason in left_out[f"train.jsonl line {number}"] for number, reason in expected.items())
+
+
+def test_jsonl_takes_one_file(tmp_path: Path) -> None:
+    sine(tmp_path / "a.wav")
+    manifest = write(tmp_path / "mine.json", json.dumps({"audio_filepath": "a.wav"}))
+    splits, _ = read(data_prep.prepare("jsonl", manifest, tmp_path / "out", name="mine"))
+    assert ids(splits["mine"]) == ["mine-mine-000001"]
+
+
+# ---------------------------------------------------------------- errors and files
+
+
+@pytest.mark.parametrize("corpus", [name for name in data_prep.CORPORA if name != "synthetic"])
+def test_an_unusable_source_is_named(tmp_path: Path, corpus: str) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(PrepareError, match="empty.*expected"):
+        data_prep.prepare(corpus, empty, tmp_path / "out")
+    with pytest.raises(PrepareError, match="nowhere: no such file or folder"):
+        data_prep.prepare(corpus, tmp_path / "nowhere", tmp_path / "out")
+    with pytest.raises(PrepareError, match="no source given; expected --source DIR"):
+        data_prep.prepare(corpus, None, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("corpus", "options", "message"),
+    [
+        ("an5", {}, "'an5' is unknown .did you mean 'an4'"),
+        ("fsdd", {"speed": 1}, "'speed' is unknown for fsdd; accepted: none"),
+        ("synthetic", {"sped": 1}, "did you mean 'seed'"),
+        ("synthetic", {"seed": "x"}, "option seed: 'x' is no int"),
+        ("kaldi", {"channel": "left"}, "option channel: 'left' is no int"),
+        ("kaldi", {"download": True}, "no public address"),
+    ],
+)
+def test_a_wrong_call_is_named(tmp_path: Path, corpus: str, options: dict[str, object], message: str) -> None:
+    with pytest.raises(PrepareError, match=message):
+        data_prep.prepare(corpus, tmp_path, tmp_path / "out", **options)
+
+
+def test_nothing_usable_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
+    (tmp_path / "0_theo_0.wav").write_bytes(b"")
+    with pytest.raises(PrepareError, match="no usable utterance; 1 left out, the first: 0_theo_0.wav"):
+        data_prep.prepare("fsdd", tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_replaces_every_file_of_the_first(tmp_path: Path) -> None:
+    root = make_fsdd(tmp_path / "fsdd")
+    out = data_prep.prepare("fsdd", root, tmp_path / "out")
+    first = {path.name: gzip.open(path).read() for path in out.glob("*.gz")}
+    data_prep.prepare("fsdd", root, out)
+    assert first == {path.name: gzip.open(path).read() for path in out.glob("*.gz")}
+    for path in (root / "recordings").glob("*_0.wav"):
+        path.unlink()
+    for path in (root / "recordings").glob("*_4.wav"):
+        path.unlink()
+    splits, _ = read(data_prep.prepare("fsdd", root, out))
+    assert sorted(splits) == ["dev", "train"]
+    assert {path.name for path in out.iterdir()} == {"dev.jsonl.gz", "train.jsonl.gz", "left_out.jsonl"}
+
+
+# ---------------------------------------------------------------- download
+
+
+class RangeHandler(http.server.SimpleHTTPRequestHandler):
+    """Serves files with Range; ``break_after`` cuts the first answer off, ``ranges`` records what was asked for."""
+
+    break_after: int | None = None
+    ranges: list[str | None]
+    accepts_ranges = True
+
+    def do_GET(self) -> None:
+        path = Path(self.translate_path(self.path))
+        if not path.is_file():
+            self.send_error(404)
+            return
+        data, asked = path.read_bytes(), self.headers.get("Range")
+        type(self).ranges.append(asked)
+        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and self.accepts_ranges else 0
+        if start >= len(data):
+            self.send_response(416)
+            self.send_header("Content-Range", f"bytes */{len(data)}")
+            self.end_headers()
+            return
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        end, type(self).break_after = type(self).break_after, None
+        self.wfile.write(data[start:end])
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, type[RangeHandler], Path]]:
+    folder = tmp_path / "served"
+    folder.mkdir()
+    handler = type("Handler", (RangeHandler,), {"ranges": []})
+    httpd = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(handler, directory=str(folder)))
+    threading.Thread(target=httpd.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{httpd.server_address[1]}", handler, folder
+    httpd.shutdown()
+    httpd.server_close()
+
+
+def tar_of(path: Path, members: dict[str, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as archive:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+def test_download_continues_where_it_broke_off(tmp_path: Path, server: tuple[str, type[RangeHandler], Path]) -> None:
+    url, handler, folder = server
+    payload = np.random.default_rng(0).bytes(50_000)
+    path = tar_of(folder / "c.tar.gz", {"corpus/a.bin": payload})
+    archive = Archive(f"{url}/c.tar.gz", sha256=hashlib.sha256(path.read_bytes()).hexdigest())
+    handler.break_after = 20_000
+    with pytest.raises(PrepareError, match="run the same command again"):
+        fetch([archive], tmp_path / "to")
+    assert (tmp_path / "to" / "c.tar.gz.part").stat().st_size == 20_000
+    fetch([archive], tmp_path / "to")
+    assert (tmp_path / "to" / "corpus" / "a.bin").read_bytes() == payload
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {"corpus", ".c.tar.gz.done"}
+    fetch([archive], tmp_path / "to")
+    assert handler.ranges == [None, "bytes=20000-"]  # the mark of completion: no third request
+
+
+def test_download_of_a_whole_part_and_without_ranges(
+    tmp_path: Path, server: tuple[str, type[RangeHandler], Path]
+) -> None:
+    url, handler, folder = server
+    data = tar_of(folder / "c.tar.gz", {"a.txt": b"hello"}).read_bytes()
+    for accepts_ranges, part in ((True, data), (False, data[:30])):
+        handler.accepts_ranges = accepts_ranges
+        target = tmp_path / str(accepts_ranges)
+        target.mkdir()
+        (target / "c.tar.gz.part").write_bytes(part)
+        assert (fetch([Archive(f"{url}/c.tar.gz")], target) / "a.txt").read_bytes() == b"hello"
+
+
+def test_download_refuses_what_is_wrong(tmp_path: Path, server: tuple[str, type[RangeHandler], Path]) -> None:
+    url, _, folder = server
+    tar_of(folder / "c.tar.gz", {"a.txt": b"hello"})
+    tar_of(folder / "escape.tar.gz", {"../outside.txt": b"x"})
+    write(folder / "page.tar.gz", "<html>moved</html>")
+    with zipfile.ZipFile(folder / "escape.zip", "w") as archive:
+        archive.writestr("../outside.txt", "x")
+    for name, sha256, message in (
+        ("gone.tar.gz", None, "answers 404"),
+        ("page.tar.gz", None, "neither a zip nor a tar"),
+        ("c.tar.gz", "0" * 64, "SHA-256 is .*expected 0000"),
+        ("escape.tar.gz", None, "cannot be unpacked safely"),
+        ("escape.zip", None, "cannot be unpacked safely"),
+    ):
+        with pytest.raises(PrepareError, match=message):
+            fetch([Archive(f"{url}/{name}", sha256=sha256)], tmp_path / "to")
+    assert list(tmp_path.rglob("outside.txt")) == []
+    assert list((tmp_path / "to").iterdir()) == []
+
+
+def test_prepare_downloads(
+    tmp_path: Path, server: tuple[str, type[RangeHandler], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, _, folder = server
+    root = make_fsdd(tmp_path / "fsdd-master")
+    with zipfile.ZipFile(folder / "fsdd.zip", "w") as archive:
+        for path in root.rglob("*.wav"):
+            archive.write(path, path.relative_to(tmp_path))
+    monkeypatch.setattr(data_prep.load("fsdd"), "archives", lambda: [Archive(f"{url}/fsdd.zip")])
+    splits, _ = read(data_prep.prepare("fsdd", None, tmp_path / "out", download=True))
+    assert len(list(splits["train"])) == 4
+    assert str(tmp_path / "out" / "source") in splits["train"][0].recording.sources[0].source
+
+
+def test_every_public_address_is_well_formed() -> None:
+    for corpus in ("fsdd", "an4", "speechocean762", "librispeech"):
+        for archive in data_prep.load(corpus).archives():
+            assert archive.url.startswith(("http://", "https://"))
+            assert archive.name.endswith((".zip", ".tar.gz"))
+
+
+# ---------------------------------------------------------------- real corpora
+
+
+@pytest.mark.parametrize(
+    ("corpus", "counts", "speakers"),
+    [
+        pytest.param("fsdd", {"train": 2400, "dev": 300, "test": 300}, 6, marks=real_data),
+        pytest.param(
+            "an4",
+            {"train": 869, "dev": 79, "test": 130, "enroll": 30, "trial": 100, "dev_enroll": 18, "dev_trial": 61},
+            68,
+            marks=real_data,
+        ),
+        pytest.param("speechocean762", {"train": 768, "dev": 96, "test": 96}, 48, marks=real_data),
+    ],
+)
+def test_real_corpus(tmp_path: Path, corpus: str, counts: dict[str, int], speakers: int) -> None:
+    out = data_prep.prepare(corpus, Path(REAL or "") / corpus, tmp_path)
+    assert (out / "left_out.jsonl").read_text() == ""
+    splits = {split: list(load_manifest_lazy(out / f"{split}.jsonl.gz")) for split in counts}
+    assert {split: len(cuts) for split, cuts in splits.items()} == counts
+    assert len({cut.supervisions[0].speaker for cut in splits["train"]}) == speakers
+    for cut in splits["test"]:
+        label = cut.supervisions[0]
+        assert label.text and label.speaker and label.gender and "<" not in label.text
