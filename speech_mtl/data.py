@@ -22,7 +22,7 @@ from zlib import crc32
 import numpy as np
 import torch
 from lhotse import CutSet
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import DynamicBucketingSampler
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
@@ -162,7 +162,6 @@ class SpeechDataset(Dataset):
         self.sample_rate, self.seed, self.data = config.features.sample_rate, config.train.seed, config.data
         self.augment = config.augment if augment else None
         self._noises: list[Cut] | None = None
-        self._partners: dict[str, list[Cut]] | None = None
 
     def __getitem__(self, item: tuple[int, CutSet]) -> Batch:
         epoch, cuts = item
@@ -183,20 +182,16 @@ class SpeechDataset(Dataset):
     def _utterance(self, cut: Cut, epoch: int, rng: random.Random) -> tuple[np.ndarray, Cut]:
         if self.augment is None:
             return self._load(cut), cut
-        config, parts = self.augment, [cut]
-        if config.concat_prob and rng.random() < config.concat_prob:
-            parts = self._string_together(cut, config, rng)
-            cut = _joined(parts)
+        config, labels = self.augment, cut
         if epoch >= config.start_epoch:
             factor = rng.choice(config.speeds)
             if factor != 1:
-                parts = [part.perturb_speed(factor) for part in parts]
-                cut = _with_speed(cut, factor)
+                cut = cut.perturb_speed(factor)
+                labels = _with_speed(cut, factor)
             if config.noise and rng.random() < config.noise_prob:
-                parts = [self._mix_noise(part, config, rng) for part in parts]
-        audio = np.concatenate([self._load(part) for part in parts])
+                cut = self._mix_noise(cut, config, rng)
         gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
-        return np.clip(audio * np.float32(gain), -1, 1), cut
+        return np.clip(self._load(cut) * np.float32(gain), -1, 1), labels
 
     def _load(self, cut: Cut) -> np.ndarray:
         audio = cut.resample(self.sample_rate).load_audio().mean(axis=0, dtype=np.float32)
@@ -205,22 +200,6 @@ class SpeechDataset(Dataset):
         if len(audio) < self.data.min_utterance_s * self.sample_rate:
             raise DataError(f"{len(audio) / self.sample_rate:.3f} s, shorter than {self.data.min_utterance_s:g} s")
         return audio
-
-    def _string_together(self, cut: Cut, config: AugmentConfig, rng: random.Random) -> list[Cut]:
-        """The cut and random others of its speaker, up to concat_max_s."""
-        if self._partners is None:
-            self._partners = {}
-            for other in read_cuts(self.data.train):
-                if label_of(other, "text") is not None and not usable(other, self.data):
-                    self._partners.setdefault(label_of(other, "speaker") or "", []).append(other)
-        parts, limit_s = [cut], rng.uniform(0, config.concat_max_s)
-        partners = self._partners.get(label_of(cut, "speaker") or "", [])
-        while partners and label_of(cut, "text") is not None:
-            other = rng.choice(partners)
-            if sum(part.duration for part in parts) + other.duration > limit_s:
-                break
-            parts.append(other)
-        return parts
 
     def _mix_noise(self, cut: Cut, config: AugmentConfig, rng: random.Random) -> Cut:
         if self._noises is None:
@@ -231,18 +210,39 @@ class SpeechDataset(Dataset):
         return cut.mix(noise, snr=rng.uniform(*config.noise_snr_db)).truncate(duration=cut.duration)
 
 
-def _joined(parts: list[Cut]) -> Cut:
-    """The first cut with the texts of all of them."""
-    text = " ".join(label_of(part, "text") or "" for part in parts)
-    return fastcopy(parts[0], supervisions=[fastcopy(parts[0].supervisions[0], text=text)])
-
-
 def _with_speed(cut: Cut, factor: float) -> Cut:
-    """The cut under the speaker's name at that speed; its audio is changed elsewhere."""
+    """The labels of a cut under the speaker's name at that speed."""
     supervisions = [
         fastcopy(s, speaker=None if s.speaker is None else speed_label(s.speaker, factor)) for s in cut.supervisions
     ]
-    return fastcopy(cut, supervisions=supervisions)
+    return fastcopy(cut.tracks[0].cut if isinstance(cut, MixedCut) else cut, id=cut.id, supervisions=supervisions)
+
+
+class _StrungTogether:
+    """The cuts of an epoch, a share of them with random others of their speaker appended, up to concat_max_s."""
+
+    def __init__(self, cuts: CutSet, config: Config, epoch: int):
+        self.cuts, self.config, self.seed, self.epoch = cuts, config.augment, config.train.seed, epoch
+        self.partners: dict[str, list[Cut]] = {}
+        for cut in cuts:
+            if label_of(cut, "text") is not None and (speaker := label_of(cut, "speaker")) is not None:
+                self.partners.setdefault(speaker, []).append(cut)
+
+    def __iter__(self) -> Iterator[Cut]:
+        for cut in self.cuts:
+            rng = random.Random(crc32(f"{self.seed} {self.epoch} concat {cut.id}".encode()))
+            if rng.random() < self.config.concat_prob and label_of(cut, "text") is not None:
+                cut = self._append(cut, self.partners.get(label_of(cut, "speaker") or "", []), rng)
+            yield cut
+
+    def _append(self, cut: Cut, partners: list[Cut], rng: random.Random) -> Cut:
+        name, limit_s = cut.id, rng.uniform(0, self.config.concat_max_s)
+        while partners:
+            other = rng.choice(partners)
+            if cut.duration + other.duration > limit_s:
+                break
+            cut = cut.append(other)
+        return cut.with_id(name)
 
 
 def _source(cut: Cut) -> str:
@@ -269,6 +269,8 @@ def batches(
     """Batches of one epoch, of at most data.max_duration_s of audio each; in training shuffled and augmented."""
     if train:
         cuts = cuts.filter(partial(_is_usable, config=config.data))
+        if config.augment.concat_prob:
+            cuts = CutSet(_StrungTogether(cuts, config, epoch))
     longest_s = max(config.data.max_duration_s, config.data.max_utterance_s if train else 0)
     sampler = DynamicBucketingSampler(
         cuts, max_duration=longest_s if not train else config.data.max_duration_s, num_buckets=config.data.n_buckets,

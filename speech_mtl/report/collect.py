@@ -104,7 +104,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             try:
                 row = json.loads(line)
             except json.JSONDecodeError as error:
-                raise ValueError(f"{path.name}, line {number}: not JSON ({error}); expected one object a line") from None
+                raise ValueError(f"{path.name}, line {number}: not JSON ({error}); one object a line is") from None
             if not isinstance(row, dict) or "id" not in row:
                 raise ValueError(f"{path.name}, line {number}: expected an object with an 'id', found {line[:60]!r}")
             yield row
@@ -240,8 +240,8 @@ def confusion(evidence: Evidence, task: str) -> Confusion:
 
 def example_row(evidence: Evidence, path: Path) -> Row | None:
     """A typical utterance, whole: of the third around the median length, one with the fewest wrong words."""
-    task = evidence.first("asr") or evidence.first("speaker")
-    rows = sorted((row for row in evidence.rows if row.get(task or "", {}).get("hyp")), key=lambda row: row["duration_s"])
+    task = evidence.first("asr") or evidence.first("speaker") or ""
+    rows = sorted((row for row in evidence.rows if row.get(task, {}).get("hyp")), key=lambda row: row["duration_s"])
     if not rows:
         return None
     middle = (len(rows) - 1) / 2

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,8 @@ def det_curve(target: np.ndarray, other: np.ndarray) -> str:
     acceptance, rejection, _ = det_points(scores, is_target)
     eer, _ = equal_error_rate(scores, is_target)
     figure, axes = _figure(4.4, 4.2)
-    axes.plot(*(norm.ppf(np.clip(rate, *DET_RANGE)) for rate in (acceptance, rejection)), color=ACCENT, linewidth=1.8)
+    rates = (norm.ppf(np.clip(rate, 1e-9, 1 - 1e-9)) for rate in (acceptance, rejection))
+    axes.plot(*rates, color=ACCENT, linewidth=1.8)
     corner = norm.ppf(np.array(DET_RANGE))
     axes.plot(corner, corner, color=MUTED, linestyle=":", linewidth=1)
     if DET_RANGE[0] <= eer <= DET_RANGE[1]:
@@ -100,7 +102,8 @@ def spectrogram(samples: np.ndarray, rate: int, words: list[dict[str, Any]]) -> 
     decibels, centres_hz = mel_decibels(samples, rate)
     duration_s = len(samples) / rate
     figure, axes = _figure(9.2, 3.2)
-    axes.imshow(decibels, origin="lower", aspect="auto", cmap="magma", extent=(0, duration_s, 0, MELS), vmin=-70, vmax=0)
+    place = (0, duration_s, 0, MELS)
+    axes.imshow(decibels, origin="lower", aspect="auto", cmap="magma", extent=place, vmin=-70, vmax=0)
     ticks = [hz for hz in FREQUENCY_TICKS_HZ if hz <= centres_hz[-1]]
     axes.set_yticks(np.interp(ticks, centres_hz, np.arange(MELS)), [f"{hz:,}" for hz in ticks])
     axes.set_xlabel("seconds")
@@ -112,8 +115,8 @@ def spectrogram(samples: np.ndarray, rate: int, words: list[dict[str, Any]]) -> 
         lane = free_lane(lanes, middle, character_s * (len(word["text"]) + 1) / 2, limit=3)
         height = MELS * (1.04 + 0.09 * lane)
         axes.annotate(
-            word["text"].replace("$", r"\$"), (middle, height), ha="center", va="bottom", color=INK, fontsize=9,
-            annotation_clip=False,
+            word["text"], (middle, height), ha="center", va="bottom", color=INK, fontsize=9, annotation_clip=False,
+            parse_math=False,
         )  # fmt: skip
         axes.plot([word["start_s"], word["end_s"]], [height, height], color=ACCENT, linewidth=2, clip_on=False)
     axes.set(xlim=(0, duration_s), ylim=(0, MELS))
@@ -121,7 +124,7 @@ def spectrogram(samples: np.ndarray, rate: int, words: list[dict[str, Any]]) -> 
 
 
 def free_lane(lanes: list[float], middle: float, half_width: float, limit: int) -> int:
-    """The first of `limit` rows in which a label meets no earlier one, else the least full; notes its end in `lanes`."""
+    """The first of `limit` rows where a label meets no earlier one, else the least full; notes its end in `lanes`."""
     start = middle - half_width
     free = next((i for i, end in enumerate(lanes) if end <= start), len(lanes))
     lane = free if free < limit else min(range(limit), key=lanes.__getitem__)
@@ -149,7 +152,10 @@ def _svg(figure: Any, name: str) -> str:
     import matplotlib
 
     file = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify_threshold": 0.3}):
+    settings: Any = {"svg.fonttype": "none", "svg.hashsalt": name, "path.simplify_threshold": 0.3}
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        # matplotlib measures with its own font; the browser draws the text, in a font that has its script
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(file, format="svg", bbox_inches="tight", pad_inches=0.05, metadata={"Date": None})
     svg = file.getvalue()
     svg = svg[svg.index("<svg") :]

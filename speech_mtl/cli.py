@@ -1,0 +1,368 @@
+"""speech-mtl <command>: parse, call, exit code. What each command does stands in the module that it calls.
+
+Heavy modules are imported inside the commands, so that --help and a wrong call are answered at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from speech_mtl import __version__, formats
+from speech_mtl.terminal import fail, for_each_file, guarded, note, progress
+
+if TYPE_CHECKING:
+    from speech_mtl.recognizer import Recognizer
+
+# rich's boxes around the help would cost a third of the start
+app = typer.Typer(
+    name="speech-mtl", no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="What was said and who said it, from one Conformer learnt on both tasks.",
+)  # fmt: skip
+
+Model = Annotated[Path | None, typer.Option("--model", "-m", help="Model folder; the bundled model if not given.")]
+Db = Annotated[
+    Path | None,
+    typer.Option(
+        "--db", envvar="SPEECH_MTL_SPEAKERS",
+        help="Enrolled speakers; ~/.local/share/speech_mtl/speakers.db if not given.",
+    ),
+]  # fmt: skip
+Cosine = Annotated[
+    float | None,
+    typer.Option("--threshold", min=-1, max=1, help="Cosine below which a voice is unknown; the model's if not given."),
+]  # fmt: skip
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+
+
+def main() -> None:
+    """The console script."""
+    app()
+
+
+def _recognizer(model: Path | None, db: Path | None, threshold: float | None = None, device: str = "cpu") -> Recognizer:
+    with progress("loading the model"):
+        from speech_mtl.recognizer import Recognizer
+
+        return Recognizer.from_pretrained(model, _checked_device(device), db, threshold)
+
+
+def _with_remarks(recognizer: Recognizer) -> Recognizer:
+    for remark in recognizer.remarks():
+        note(remark)
+    return recognizer
+
+
+def _checked_device(device: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+@app.callback(invoke_without_command=True)
+def _root(version: Annotated[bool, typer.Option("--version", help="Show the version and exit.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit()
+
+
+@app.command("prepare")
+@guarded
+def prepare_(
+    corpus: Annotated[str, typer.Argument(help="fsdd, an4, speechocean762, librispeech, kaldi, jsonl or synthetic.")],
+    source: Annotated[Path | None, typer.Option(help="Folder or file that holds the corpus.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the manifests; data/CORPUS if not given.")] = None,
+    download: Annotated[bool, typer.Option("--download", help="Fetch the corpus from its public address.")] = False,
+    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the corpus.")] = None,
+) -> None:
+    """Turn a corpus into manifests, one a split, and say what is in them.
+
+    \b
+    Example: speech-mtl prepare fsdd --source free-spoken-digit-dataset --out data/fsdd
+    """
+    import data_prep
+    from data_prep.common import PrepareError
+
+    options = dict(_key_value(text) for text in option or [])
+    try:
+        known = data_prep.options_of(corpus)
+    except PrepareError as error:
+        raise typer.BadParameter(str(error)) from None
+    if unknown := options.keys() - known.keys():
+        accepted = ", ".join(known) or "none"
+        raise typer.BadParameter(f"--option {min(unknown)}: unknown for {corpus}; accepted: {accepted}")
+    data_prep.prepare(corpus, source, out or Path("data") / corpus, download=download, **options)
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise typer.BadParameter(f"--option {text}: expected KEY=VALUE")
+    return key.strip(), value.strip()
+
+
+@app.command("inspect")
+@guarded
+def inspect_(manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...", help="jsonl.gz files.")]) -> None:
+    """Show what manifests hold for each task, how the labels overlap, and what will hurt in training.
+
+    \b
+    Example: speech-mtl inspect data/fsdd/train.jsonl.gz
+    """
+    with progress("reading the manifests"):
+        from rich.console import Console
+        from rich.table import Table
+
+        from speech_mtl.survey import survey, tables
+
+        found = survey(manifests)
+    console = Console()
+    for title, heads, rows in tables(found):
+        table = Table(*heads, title=title, title_justify="left")
+        for row in rows:
+            table.add_row(*row)
+        console.print(table)
+    for warning in found.warnings():
+        note(f"warning: {warning}")
+
+
+@app.command("train")
+@guarded
+def train_(
+    recipe: Annotated[str, typer.Argument(help="A recipe that comes with the package, or a .toml file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model and its training state.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
+) -> None:
+    """Train a model; prints its folder. Ctrl-C saves, --resume goes on exactly there.
+
+    \b
+    Example: speech-mtl train fsdd --set train.epochs=20 --out runs/fsdd
+    """
+    from speech_mtl.config import load_recipe
+
+    config = load_recipe(recipe, overrides)  # before torch is loaded: a wrong key is answered at once
+    from speech_mtl.train import train
+
+    try:
+        typer.echo(train(config, out, resume=resume))
+    except KeyboardInterrupt:
+        saved = (out / "training" / "state.pt").is_file()
+        fail("interrupted; run again with --resume" if saved else "interrupted before anything was saved", 130)
+
+
+@app.command("evaluate")
+@guarded
+def evaluate_(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...", help="Test cuts, jsonl.gz.")],
+    enroll: Annotated[
+        list[str] | None, typer.Option(help="Enrolment cuts for speakers that were not trained on; repeatable.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the results; MODEL/eval if not given.")] = None,
+    device: Device = "cpu",
+) -> None:
+    """Score a model: a table here; summary.json, utterances.jsonl and report.html in a folder.
+
+    \b
+    Example: speech-mtl evaluate runs/an4 data/an4/test.jsonl.gz --enroll data/an4/test_enroll.jsonl.gz --out eval
+    """
+    out = out or model / "eval"
+    bad: list[str] = []
+    with progress("loading the model"):
+        from speech_mtl.checkpoint import CheckpointError, load_model
+        from speech_mtl.data import read_cuts
+        from speech_mtl.evaluate import evaluate, task_kinds
+        from speech_mtl.report import terminal_markdown, write_report
+
+        loaded = load_model(model, _checked_device(device))
+        kinds = task_kinds(loaded)
+        if enroll and "speaker" not in kinds.values():
+            raise CheckpointError(f"{model} has no speaker task, --enroll needs one; its tasks: {', '.join(kinds)}")
+        total = sum(1 for _ in read_cuts(manifests))  # a broken line is found now, not at the end of a long run
+
+    with progress("evaluating", total) as show:
+        summary = evaluate(loaded, manifests, out, enroll, on_row=_watcher(show, bad))
+    report = write_report(out)
+    typer.echo(terminal_markdown(summary))
+    note(f"written: {out / 'summary.json'}, {out / 'utterances.jsonl'}, {report}")
+    if bad:
+        fail("\n".join([f"{len(bad)} of {total} utterances could not be read:", *bad]))
+
+
+def _watcher(show: Callable[[float], None], bad: list[str]) -> Callable[[dict[str, Any]], None]:
+    """Counts the rows as they come, and collects those that are errors."""
+    done = 0
+
+    def see(row: dict[str, Any]) -> None:
+        nonlocal done
+        done += 1
+        show(done)
+        if "error" in row:
+            bad.append(f"{row['id']}: {row['error']}")
+
+    return see
+
+
+@app.command("transcribe")
+@guarded
+def transcribe(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Any format that libsndfile reads.")],
+    fmt: Annotated[str, typer.Option("--format", "-f", help=", ".join(formats.FORMATS) + ".")] = "txt",
+    out: Annotated[Path | None, typer.Option(help="Folder for one file a recording; stdout if not given.")] = None,
+    model: Model = None,
+    db: Db = None,
+    threshold: Cosine = None,
+    device: Device = "cpu",
+) -> None:
+    """Who said what: text, times and enrolled speakers. json gives one object a line.
+
+    \b
+    Example: speech-mtl transcribe meeting.wav --format srt --out subtitles
+    """
+    if fmt not in formats.FORMATS:
+        raise typer.BadParameter(f"--format {fmt}; accepted: {', '.join(formats.FORMATS)}")
+    if out is None and len(files) > 1 and fmt not in formats.JOINABLE:
+        raise typer.BadParameter(f"several recordings as {fmt} do not fit in one stream; give --out DIR")
+    targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}
+    if len(set(targets.values())) < len(targets):
+        raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
+    recognizer = _with_remarks(_recognizer(model, db, threshold, device))
+
+    def work(file: Path, show: Callable[[float], None]) -> None:
+        result = recognizer.transcribe(file, on_progress=show)
+        for remark in result.notes:
+            note(f"{file}: {remark}")
+        text = formats.format_result(result, fmt)
+        if out is None:
+            typer.echo(text, nl=False)
+        else:
+            out.mkdir(parents=True, exist_ok=True)
+            targets[file].write_text(text, encoding="utf-8")
+            note(f"written: {targets[file]}")
+
+    for_each_file("transcribing", files, work)
+
+
+@app.command("identify")
+@guarded
+def identify(
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...")],
+    model: Model = None,
+    db: Db = None,
+    threshold: Cosine = None,
+) -> None:
+    """Whose voice it is, one line a file: file, name or 'unknown', score, threshold, nearest name (tab-separated).
+
+    \b
+    Example: speech-mtl identify clip.wav
+    """
+    recognizer = _with_remarks(_recognizer(model, db, threshold))
+
+    def work(file: Path, show: Callable[[float], None]) -> None:
+        found = recognizer.identify(file)
+        for remark in found.notes:
+            note(f"{file}: {remark}")
+        score = "-" if found.score is None else f"{found.score:.4f}"
+        typer.echo(f"{file}\t{found.speaker}\t{score}\t{found.threshold.value:g}\t{found.best_name or '-'}")
+
+    for_each_file("identifying", files, work)
+
+
+@app.command("verify")
+@guarded
+def verify(
+    a: Annotated[Path, typer.Argument(metavar="A")],
+    b: Annotated[Path, typer.Argument(metavar="B")],
+    model: Model = None,
+    threshold: Cosine = None,
+) -> None:
+    """Whether two recordings hold one voice: 'same' or 'different', score, threshold (tab-separated).
+
+    \b
+    Example: speech-mtl verify a.wav b.wav
+    """
+    recognizer = _recognizer(model, None, threshold)
+    note(recognizer.threshold.note)
+    score, value, same = recognizer.verify(a, b)
+    typer.echo(f"{'same' if same else 'different'}\t{score:.4f}\t{value:g}")
+
+
+@app.command("enroll")
+@guarded
+def enroll(
+    name: Annotated[str, typer.Argument(metavar="NAME")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Recordings of this voice alone.")],
+    model: Model = None,
+    db: Db = None,
+) -> None:
+    """Enrol recordings of a speaker, beside those enrolled before.
+
+    \b
+    Example: speech-mtl enroll alice alice-1.wav alice-2.wav alice-3.wav
+    """
+    from speech_mtl.speakers import SpeakerDatabaseError, checked_name
+
+    try:
+        name = checked_name(name)
+    except SpeakerDatabaseError as error:
+        raise typer.BadParameter(str(error)) from None
+    recognizer = _recognizer(model, db)
+    database = recognizer.database  # a wrong one is refused before any recording is read
+    try:
+        for_each_file("enrolling", files, lambda file, show: recognizer.enroll(name, [file]))
+    finally:
+        note(f"{name}: {database.counts().get(name, 0)} utterances enrolled in {database.path}")
+
+
+@app.command("speakers")
+@guarded
+def speakers(
+    remove: Annotated[str | None, typer.Option(metavar="NAME", help="Forget a speaker.")] = None,
+    rename: Annotated[
+        tuple[str, str] | None, typer.Option(metavar="OLD NEW", help="Give a speaker another name.")
+    ] = None,
+    db: Db = None,
+) -> None:
+    """List the enrolled speakers: name, number of utterances (tab-separated); or remove or rename one.
+
+    \b
+    Example: speech-mtl speakers --rename alice "Alice Miller"
+    """
+    from speech_mtl.speakers import SpeakerDatabase, default_path
+
+    if remove is not None and rename is not None:
+        raise typer.BadParameter("--remove and --rename are two calls")
+    database = SpeakerDatabase(db or default_path(), None)
+    if remove is not None:
+        database.remove(remove)
+    elif rename is not None:
+        database.rename(*rename)
+    else:
+        for name, count in database.counts().items():
+            typer.echo(f"{name}\t{count}")
+        if not database.names():
+            note(f"nobody is enrolled in {database.path}")
+
+
+@app.command("demo")
+@guarded
+def demo(out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("demo")) -> None:
+    """Who said what in a bundled recording with three enrolled voices and a stranger, against the truth.
+
+    \b
+    Example: speech-mtl demo --out demo
+    """
+    from speech_mtl.demo import run
+
+    run(out)

@@ -1,0 +1,138 @@
+"""A result as text: txt, json, srt, vtt, rttm, ctm. Pure functions, no torch.
+
+txt, srt and vtt show each score beside its threshold, 'alice 0.83 ≥ 0.5'; rttm carries the score in its confidence
+column, json everything. rttm and ctm follow NIST's RT-09 and sclite definitions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from speech_mtl.recognizer import Result, Segment, Word
+
+CUE_MAX_S = 6.0
+CUE_MAX_CHARACTERS = 84
+"""Subtitles: two lines of 42 characters, as broadcasters' guidelines have it."""
+CUE_MAX_PAUSE_S = 1.5
+"""A longer pause between words opens a new subtitle."""
+
+
+def format_result(result: Result, fmt: str) -> str:
+    """The result in one of FORMATS, ending with a line break. Raises ValueError for another format."""
+    if fmt not in FORMATS:
+        raise ValueError(f"format '{fmt}'; accepted: {', '.join(FORMATS)}")
+    return FORMATS[fmt](result)
+
+
+def who(segment: Segment, threshold: float) -> str:
+    """'alice 0.83 ≥ 0.5', 'unknown 0.31 < 0.5', 'unknown', or '' where the model names no speakers."""
+    if segment.speaker is None or segment.score is None:
+        return segment.speaker or ""
+    # a score that is rounded up to its threshold would contradict the sign beside it
+    digits = 2 if abs(segment.score - threshold) >= 0.01 else 4
+    return f"{segment.speaker} {segment.score:.{digits}f} {'≥' if segment.score >= threshold else '<'} {threshold:g}"
+
+
+def _txt(result: Result) -> str:
+    lines = [f"{result.audio}  {result.duration_s:.2f} s"]
+    for segment in result.segments:
+        labels = "".join(f"  {task} {label.label} {label.probability:.2f}" for task, label in segment.labels.items())
+        name = who(segment, result.threshold.value)
+        times = f"{segment.start_s:.2f}-{segment.end_s:.2f}"
+        lines.append("  ".join(filter(None, [f"  {times}", f"[{name}]" if name else "", segment.text])) + labels)
+    return "\n".join(lines) + "\n"
+
+
+def _json(result: Result) -> str:
+    """One object on one line, so that many results are JSON Lines."""
+    return json.dumps(asdict(result) | {"text": result.text}, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _srt(result: Result) -> str:
+    blocks = []
+    for number, (segment, words) in enumerate(_cues(result), start=1):
+        name = who(segment, result.threshold.value)
+        text = " ".join(word.text for word in words)
+        times = f"{_clock(words[0].start_s, ',')} --> {_clock(words[-1].end_s, ',')}"
+        blocks.append(f"{number}\n{times}\n{f'[{name}] ' if name else ''}{text}\n")
+    return "\n".join(blocks)
+
+
+def _vtt(result: Result) -> str:
+    """The voice tag holds the name alone, for players that style by it; the score stands in the cue's identifier."""
+    blocks = [f"WEBVTT\n\nNOTE {_escape(result.threshold.note)}\n"]
+    for number, (segment, words) in enumerate(_cues(result), start=1):
+        identifier = " ".join(filter(None, [str(number), _escape(who(segment, result.threshold.value))]))
+        voice = f"<v {_escape(segment.speaker)}>" if segment.speaker else ""
+        text = _escape(" ".join(word.text for word in words))
+        times = f"{_clock(words[0].start_s, '.')} --> {_clock(words[-1].end_s, '.')}"
+        blocks.append(f"{identifier}\n{times}\n{voice}{text}\n")
+    return "\n".join(blocks)
+
+
+def _rttm(result: Result) -> str:
+    """SPEAKER lines: file, channel, start and duration in seconds, name, score. Silence is left out."""
+    lines = []
+    for segment in result.segments:
+        if segment.speaker is None or not (segment.text or segment.score is not None):
+            continue
+        score = "<NA>" if segment.score is None else f"{segment.score:.4f}"
+        times = f"{segment.start_s:.3f} {segment.end_s - segment.start_s:.3f}"
+        lines.append(
+            f"SPEAKER {_file_id(result)} 1 {times} <NA> <NA> {'_'.join(segment.speaker.split())} {score} <NA>\n"
+        )
+    return "".join(lines)
+
+
+def _ctm(result: Result) -> str:
+    """A line a word: file, channel, start and duration in seconds, word, confidence."""
+    return "".join(
+        f"{_file_id(result)} 1 {word.start_s:.3f} {word.end_s - word.start_s:.3f} {word.text} {word.confidence:.4f}\n"
+        for segment in result.segments for word in segment.words
+    )  # fmt: skip
+
+
+FORMATS: dict[str, Callable[[Result], str]] = {
+    "txt": _txt, "json": _json, "srt": _srt, "vtt": _vtt, "rttm": _rttm, "ctm": _ctm,
+}  # fmt: skip
+JOINABLE = {"txt", "json", "rttm", "ctm"}
+"""Formats whose results may follow one another in one stream."""
+
+
+def _cues(result: Result) -> list[tuple[Segment, list[Word]]]:
+    """The words of every segment in groups short enough for a subtitle."""
+    cues: list[tuple[Segment, list[Word]]] = []
+    for segment in result.segments:
+        group: list[Word] = []
+        for word in segment.words:
+            characters = sum(len(w.text) + 1 for w in group) + len(word.text)
+            if group and (
+                word.end_s - group[0].start_s > CUE_MAX_S
+                or word.start_s - group[-1].end_s > CUE_MAX_PAUSE_S
+                or characters > CUE_MAX_CHARACTERS
+            ):
+                cues.append((segment, group))
+                group = []
+            group.append(word)
+        if group:
+            cues.append((segment, group))
+    return cues
+
+
+def _clock(time_s: float, decimal: str) -> str:
+    ms = round(time_s * 1000)
+    return f"{ms // 3_600_000:02d}:{ms // 60_000 % 60:02d}:{ms // 1000 % 60:02d}{decimal}{ms % 1000:03d}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _file_id(result: Result) -> str:
+    """The file's name without folder and ending; columns are separated by spaces, so it must hold none."""
+    return "_".join(Path(result.audio).stem.split()) or "audio"

@@ -1,0 +1,257 @@
+"""The command line: exit codes, one-line errors, results alone on stdout, and what is done when some files are bad."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import RATE, make_corpus, tiny_values
+from test_recognizer import save_tiny, speech
+from typer.testing import CliRunner, Result
+
+from speech_mtl import __version__
+from speech_mtl.cli import app
+
+COMMANDS = [
+    "prepare", "inspect", "train", "evaluate", "transcribe", "identify", "verify", "enroll", "speakers", "demo",
+]  # fmt: skip
+
+
+def call(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def process(*arguments: object, **options: object) -> subprocess.Popen:
+    """A real process, as a user starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "speech_mtl", *map(str, arguments)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options,
+    )  # type: ignore[call-overload] # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with recordings, and a speaker database of its own."""
+    monkeypatch.setenv("SPEECH_MTL_SPEAKERS", str(tmp_path / "speakers.db"))
+    for i in range(3):
+        soundfile.write(tmp_path / f"{i}.wav", speech(1.0, seed=i), RATE)
+    (tmp_path / "bad.wav").write_text("no audio")
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    result = call(name, "--help")
+    assert result.exit_code == 0 and f"Example: speech-mtl {name} " in result.stdout
+
+
+def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom typer.testing import CliRunner\nimport speech_mtl\nfrom speech_mtl.cli import app\n"
+        "print(CliRunner().invoke(app, ['--help']).stdout)\n"
+        "heavy = {'torch', 'numpy', 'lhotse', 'librosa', 'pydantic', 'soundfile', 'rich'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    assert call("--version").stdout == f"{__version__}\n"
+
+
+def test_package_names_are_the_functions_whichever_import_comes_first() -> None:
+    script = (
+        "from speech_mtl.train import Trainer\nimport speech_mtl.evaluate\n"
+        "from speech_mtl import Recognizer, evaluate, load_model, train\nimport speech_mtl\n"
+        "assert all(map(callable, (Recognizer, evaluate, load_model, train))) and speech_mtl.train is train"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command"), (["train", "fsdd"], "--out"), (["transcribe"], "Missing argument"),
+        (["train", "no-such-recipe", "--out", "x"], "no recipe 'no-such-recipe'; accepted:"),
+        (["train", "fsdd", "--out", "x", "--set", "train.epoch=3"], "did you mean 'train.epochs'?"),
+        (["train", "fsdd", "--out", "x", "--set", "epochs"], "expected section.key=value"),
+        (["transcribe", "a.wav", "--format", "docx"], "--format docx; accepted: txt, json"),
+        (["transcribe", "a.wav", "b.wav", "--format", "srt"], "give --out DIR"),
+        (["transcribe", "a.wav", "b/a.wav", "--out", "x"], "same name"),
+        (["transcribe", "a.wav", "--threshold", "2"], "less than or equal to 1"),
+        (["transcribe", "a.wav", "--device", "abacus"], "--device abacus"), (["verify", "a.wav"], "Missing argument"),
+        (["enroll", "unknown", "a.wav"], "other than 'unknown'"), (["prepare", "fsd"], "did you mean 'fsdd'"),
+        (["prepare", "fsdd", "--option", "x"], "expected KEY=VALUE"),
+        (["prepare", "fsdd", "--option", "x=1"], "--option x: unknown for fsdd"),
+        (["speakers", "--remove", "a", "--rename", "a", "b"], "two calls"),
+    ],
+)  # fmt: skip
+def test_wrong_calls_end_with_2(arguments: list[str], message: str) -> None:
+    result = call(*arguments)
+    assert result.exit_code == 2 and result.stdout == ""
+    assert message in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_errors_are_one_line_without_traceback(place: Path, model: Path) -> None:
+    (place / "half").mkdir()
+    (place / "half" / "config.json").write_text((model / "config.json").read_text())
+    other = save_tiny(place / "other", seed=1)
+    assert call("enroll", "ann", place / "0.wav", "--model", other).exit_code == 0
+    cases: list[tuple[list[object], str]] = [
+        (["transcribe", place / "missing.wav", "-m", model], "missing.wav: No such file or directory"),
+        (["transcribe", place / "0.wav", "-m", place], "is not a model folder: config.json is missing"),
+        (["transcribe", place / "0.wav", "-m", place / "half"], "is not complete: model.safetensors is missing"),
+        (["transcribe", place / "0.wav", "-m", model], "belongs to another model"),
+        (["inspect", place / "none.jsonl.gz"], "none.jsonl.gz does not exist"),
+        (["evaluate", model, place / "none.jsonl.gz"], "none.jsonl.gz does not exist"),
+        (["prepare", "fsdd"], "no source given"),
+        (["speakers", "--remove", "eve"], "nobody called 'eve'; enrolled: ann"),
+    ]  # fmt: skip
+    for arguments, message in cases:
+        result = call(*arguments)
+        assert result.exit_code == 1 and result.stdout == "", result.output
+        last = result.stderr.strip().splitlines()[-1]
+        assert last.startswith("error: ") and message in last
+        assert "Traceback" not in result.stderr
+
+
+def test_bad_files_are_listed_at_the_end_and_the_good_ones_are_done(place: Path, model: Path) -> None:
+    result = call("transcribe", place / "bad.wav", place / "0.wav", place / "1.wav", "-m", model, "--format", "json")
+    assert result.exit_code == 1
+    assert [Path(json.loads(line)["audio"]).name for line in result.stdout.splitlines()] == ["0.wav", "1.wav"]
+    *_, summary, error = result.stderr.strip().splitlines()
+    assert summary == "2 of 3 files done; not done:" and error.startswith("error: ") and "bad.wav" in error
+    result = call("enroll", "ann", place / "bad.wav", place / "0.wav", "-m", model)
+    assert result.exit_code == 1 and "ann: 1 utterances enrolled" in result.stderr
+
+
+def test_out_writes_a_file_for_each_recording(place: Path, model: Path) -> None:
+    result = call(
+        "transcribe", place / "0.wav", place / "1.wav", "-m", model, "-f", "srt", "--out", place / "subtitles"
+    )
+    assert result.exit_code == 0 and result.stdout == ""
+    assert sorted(path.name for path in (place / "subtitles").iterdir()) == ["0.srt", "1.srt"]
+    assert "speaker threshold 0.5 (not measured" in result.stderr
+
+
+def test_enroll_identify_verify_speakers(place: Path, model: Path) -> None:
+    assert call("enroll", "ann", place / "0.wav", place / "1.wav", "-m", model).exit_code == 0
+    assert call("speakers").stdout == "ann\t2\n"
+    name, score, threshold, best = call("identify", place / "0.wav", "-m", model).stdout.rstrip("\n").split("\t")[1:]
+    assert (name, threshold, best) == ("ann", "0.5", "ann") and float(score) > 0.5
+    strict = call("identify", place / "2.wav", "-m", model, "--threshold", "1").stdout.rstrip("\n").split("\t")
+    assert (strict[1], strict[4]) == ("unknown", "ann")
+    assert call("verify", place / "0.wav", place / "0.wav", "-m", model).stdout == "same\t1.0000\t0.5\n"
+    assert call("transcribe", place / "0.wav", "-m", model).stdout.count("[ann ") == 1
+    assert call("speakers", "--rename", "ann", "Ann Lee").exit_code == 0
+    assert call("speakers", "--remove", "Ann Lee").exit_code == 0
+    empty = call("speakers", "--db", place / "speakers.db")
+    assert (empty.exit_code, empty.stdout) == (0, "") and "nobody is enrolled" in empty.stderr
+
+
+def test_notes_go_to_stderr(place: Path, model: Path) -> None:
+    soundfile.write(place / "clipped.wav", np.clip(20 * speech(1.0), -1, 1), RATE)
+    soundfile.write(place / "silent.wav", np.zeros(RATE), RATE)
+    result = call("transcribe", place / "clipped.wav", place / "silent.wav", "-m", model, "-f", "json")
+    assert result.exit_code == 0
+    assert "clipped.wav: clipped: " in result.stderr and "silent.wav: digital silence" in result.stderr
+    assert json.loads(result.stdout.splitlines()[1])["text"] == ""
+
+
+def test_inspect(corpus: dict[str, str], tmp_path: Path) -> None:
+    unlabelled = make_corpus(tmp_path, 2, seed=9, speaker=None)
+    impossible = make_corpus(tmp_path / "long", 1, seed=8, text="low " * 40)
+    result = call("inspect", corpus["dev"], unlabelled, impossible)
+    assert result.exit_code == 0, result.output
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
+    by_name = {row[0]: row[1:] for row in rows}
+    assert by_name["asr"][:2] == ["21", "100.0 %"] and by_name["speaker"][:2] == ["15", "71.4 %"]
+    assert by_name["speaker"][3] == "ann 5, bob 5, cid 5" and by_name["gender"][3] == "male 14, female 7"
+    assert "3 words, 8 characters" in by_name["asr"][3]
+    assert by_name["asr + speaker + gender"][0] == "15" and by_name["asr + gender"][0] == "6"
+    assert "3 texts need more encoder frames than their audio has" in result.stderr
+
+
+def test_a_broken_manifest_is_refused_with_its_line(corpus: dict[str, str], tmp_path: Path) -> None:
+    path = tmp_path / "broken.jsonl"
+    path.write_text('{"id": 1}\n')
+    result = call("inspect", path)
+    assert result.exit_code == 1 and f"error: {path}, line 1: not a lhotse cut" in result.stderr
+
+
+def test_evaluate_writes_the_report_and_lists_unreadable_recordings(model: Path, tmp_path: Path) -> None:
+    dev = make_corpus(tmp_path, 2, seed=3)
+    result = call("evaluate", model, dev, "--enroll", dev, "--out", tmp_path / "eval")
+    assert result.exit_code == 0, result.output
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert summary["speaker"]["mode"] == "enrolled" and "wer" in summary["asr"]
+    assert "asr" in result.stdout.lower() and (tmp_path / "eval" / "report.html").stat().st_size > 1000
+    (tmp_path / "bob-3-1.wav").write_text("damaged")
+    result = call("evaluate", model, dev, "--out", tmp_path / "eval")
+    assert result.exit_code == 1 and "1 of 6 utterances could not be read" in result.stderr
+    assert "bob-3-1" in result.stderr.strip().splitlines()[-1]
+
+
+def write_recipe(path: Path, corpus: dict[str, str], epochs: int) -> Path:
+    values = tiny_values(corpus)
+    values["train"]["epochs"] = epochs
+    lines = []
+    for section, content in values.items():
+        for name, part in content.items() if section == "tasks" else [("", content)]:
+            lines.append(f"[{section}.{name}]" if name else f"[{section}]")
+            lines += [f"{key} = {json.dumps(value)}" for key, value in part.items()]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_train_prints_the_model_folder_and_refuses_to_overwrite_it(corpus: dict[str, str], tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path / "tiny.toml", corpus, epochs=1), tmp_path / "run"
+    result = call("train", recipe, "--out", out)
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"{out}\n" and (out / "model.safetensors").is_file()
+    again = call("train", recipe, "--out", out)
+    assert again.exit_code == 1 and "already holds a run" in again.stderr
+
+
+def test_interrupted_training_says_how_to_go_on(corpus: dict[str, str], tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path / "tiny.toml", corpus, epochs=10_000), tmp_path / "run"
+    training = process("train", recipe, "--out", out)
+    until = time.monotonic() + 120
+    while not (out / "training" / "metrics.jsonl").exists() and training.poll() is None and time.monotonic() < until:
+        time.sleep(0.1)
+    training.send_signal(signal.SIGINT)
+    stdout, stderr = training.communicate(timeout=60)
+    assert training.returncode == 130 and stdout == ""
+    assert stderr.strip().splitlines()[-1] == "error: interrupted; run again with --resume"
+    assert "Traceback" not in stderr
+
+
+def test_a_real_process_pipes_json_and_nothing_else(place: Path, model: Path) -> None:
+    running = process("transcribe", place / "0.wav", place / "bad.wav", "-m", model, "-f", "json")
+    stdout, stderr = running.communicate(timeout=120)
+    assert running.returncode == 1
+    assert json.loads(stdout)["duration_s"] == 1.0
+    assert "Traceback" not in stderr and "bad.wav" in stderr.splitlines()[-1]
+
+
+def test_full_disk_is_an_error_without_traceback(place: Path, model: Path) -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("this system has no /dev/full")
+    (place / "out").mkdir()
+    (place / "out" / "0.txt").symlink_to("/dev/full")
+    result = call("transcribe", place / "0.wav", "-m", model, "--out", place / "out")
+    assert result.exit_code == 1
+    assert result.stderr.strip().splitlines()[-1].endswith("No space left on device")

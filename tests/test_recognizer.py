@@ -1,0 +1,308 @@
+"""Recognizer on a tiny model with random weights: one pass, segments, words, thresholds, formats."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from conftest import RATE, tiny_model, tiny_values, tone_word
+from lhotse import CutSet, Recording
+
+from speech_mtl.audio import AudioError, resample
+from speech_mtl.checkpoint import CheckpointError, save_model
+from speech_mtl.config import parse_config
+from speech_mtl.data import read_cuts
+from speech_mtl.evaluate import evaluate_rows
+from speech_mtl.formats import FORMATS, format_result, who
+from speech_mtl.recognizer import Label, Recognizer, Result, Segment, Threshold, Word
+from speech_mtl.speakers import SpeakerDatabaseError
+
+
+def save_tiny(folder: Path, seed: int = 0, **tasks: dict | None) -> Path:
+    """A model folder; `tasks` adds tasks, or with None takes one away."""
+    values = tiny_values({"train": "", "dev": ""})
+    values["tasks"] = {name: task for name, task in (values["tasks"] | tasks).items() if task}
+    model = tiny_model(parse_config(values, "test"), seed)
+    if "asr" in model.tasks:
+        torch.nn.init.normal_(model.get_parameter("tasks.asr.linear.bias"), std=1.0)  # writes more than blanks
+    save_model(model, folder, "card")
+    return folder
+
+
+def speech(duration_s: float, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    words = [tone_word(["low", "mid", "high"][rng.integers(3)], "ann", rng) for _ in range(int(duration_s / 0.3) + 1)]
+    return np.concatenate(words)[: round(duration_s * RATE)]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"), gender={"type": "classify"})
+
+
+@pytest.fixture
+def recognizer(folder: Path, tmp_path: Path) -> Recognizer:
+    return Recognizer.from_pretrained(folder, db=tmp_path / "speakers.db")
+
+
+def count_encoder_runs(recognizer: Recognizer) -> list[int]:
+    runs: list[int] = []
+    recognizer.model.encoder.register_forward_hook(lambda module, inputs, output: runs.append(1))
+    return runs
+
+
+@pytest.mark.parametrize(("duration_s", "segments"), [(2.0, 1), (41.0, 2)])
+def test_one_pass_gives_text_and_speaker(recognizer: Recognizer, duration_s: float, segments: int) -> None:
+    """Law 6: one run of the encoder a segment, and what each task gives alone."""
+    recognizer.enroll("ann", [(speech(2.0, seed=1), RATE)])
+    samples = speech(duration_s)
+    runs = count_encoder_runs(recognizer)
+    result = recognizer.transcribe((samples, RATE))
+    assert len(runs) == len(result.segments) == segments
+    assert result.text
+    _, references = recognizer.database.references()
+    for segment in result.segments:
+        piece = torch.from_numpy(samples[round(segment.start_s * RATE) : round(segment.end_s * RATE)])[None]
+        lengths = torch.tensor([piece.size(1)])
+        model = recognizer.model
+        with torch.inference_mode():
+            mel, mel_lengths = model.features(piece, lengths)
+            blocks, frames = model.encoder(mel, mel_lengths)
+            text = model.task("asr").predict(model.task("asr")(blocks, frames))[0]["text"]
+            embedding = model.task("speaker")(blocks, frames)["embedding"][0].numpy()
+        assert segment.text == text
+        assert segment.score == pytest.approx(float(references[0] @ embedding), abs=1e-6)
+
+
+def test_segments_and_words_are_in_order_and_inside(recognizer: Recognizer) -> None:
+    shares: list[float] = []
+    result = recognizer.transcribe((speech(65.03), RATE), on_progress=shares.append)
+    assert result.duration_s == 65.03 and shares == sorted(shares) and shares[-1] == 1
+    assert result.segments[0].start_s == 0 and result.segments[-1].end_s == result.duration_s
+    for before, after in zip(result.segments, result.segments[1:], strict=False):
+        assert before.end_s == after.start_s
+    for segment in result.segments:
+        assert segment.end_s - segment.start_s <= 30
+        assert segment.text == " ".join(word.text for word in segment.words)
+        times = [t for word in segment.words for t in (word.start_s, word.end_s)]
+        assert times == sorted(times)
+        assert all(segment.start_s <= t <= segment.end_s for t in times)
+        assert set(segment.labels) == {"gender"} and 0.5 <= segment.labels["gender"].probability <= 1
+    assert any("cut at silences" in note for note in result.notes)
+
+
+@pytest.mark.parametrize("duration_s", [0.1, 0.101, 30.0, 30.00001, 30.05, 60.06])
+def test_short_recordings_and_short_rests_do_not_crash(recognizer: Recognizer, duration_s: float) -> None:
+    result = recognizer.transcribe((speech(duration_s), RATE))
+    assert len(result.segments) == max(1, int(np.ceil(len(speech(duration_s)) / RATE / 30)))
+
+
+def test_silence_is_valid_and_has_no_text_and_no_speaker(recognizer: Recognizer) -> None:
+    recognizer.enroll("ann", [(speech(2.0), RATE)])
+    silence = (np.zeros(RATE, dtype=np.float32), RATE)
+    runs = count_encoder_runs(recognizer)
+    result = recognizer.transcribe(silence)
+    assert not runs and result.text == ""
+    assert [(s.speaker, s.score, s.words) for s in result.segments] == [("unknown", None, [])]
+    assert result.notes == ["digital silence: no text, no speaker"]
+    assert recognizer.identify(silence).speaker == "unknown"
+    for action in (lambda: recognizer.embed(silence), lambda: recognizer.enroll("bob", [silence])):
+        with pytest.raises(AudioError, match="digital silence; expected a voice"):
+            action()
+    assert recognizer.database.names() == ["ann"]
+
+
+def test_identify_verify_and_thresholds(recognizer: Recognizer, folder: Path, tmp_path: Path) -> None:
+    a, b = (speech(1.5, seed=1), RATE), (speech(1.5, seed=2), RATE)
+    assert recognizer.remarks()[1].startswith(f"nobody is enrolled in {tmp_path}/speakers.db")
+    assert recognizer.identify(a).speaker == "unknown"
+    assert recognizer.enroll("ann", [a]) == 1
+    assert len(recognizer.remarks()) == 1
+    found = recognizer.identify(a)
+    assert (found.speaker, found.best_name) == ("ann", "ann") and found.score == pytest.approx(1, abs=1e-5)
+    assert recognizer.verify(a, a) == (pytest.approx(1, abs=1e-5), 0.5, True)
+    assert "not measured" in found.threshold.note
+    strict = Recognizer.from_pretrained(folder, db=tmp_path / "speakers.db", threshold=1.0)
+    found = strict.identify(b)
+    assert (found.speaker, found.best_name) == ("unknown", "ann") and (found.score or 1) < 1
+    segment = strict.transcribe(b).segments[0]
+    assert segment.speaker == "unknown" and segment.score == pytest.approx(found.score, abs=1e-6)
+    assert all(word.speaker == "unknown" for word in segment.words)
+
+
+def test_enrolling_is_all_or_nothing(recognizer: Recognizer) -> None:
+    with pytest.raises(AudioError):
+        recognizer.enroll("ann", [(speech(1.0), RATE), (speech(0.05), RATE)])
+    assert recognizer.database.names() == []
+
+
+def test_the_file_and_its_samples_give_the_same(recognizer: Recognizer, tmp_path: Path) -> None:
+    samples = speech(1.0)
+    soundfile.write(tmp_path / "a.wav", samples, RATE, subtype="FLOAT")
+    from_file, from_samples = recognizer.transcribe(tmp_path / "a.wav"), recognizer.transcribe((samples, RATE))
+    assert from_file.segments == from_samples.segments and from_file.audio.endswith("a.wav")
+
+
+@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44100, 2)])
+def test_a_file_gives_what_evaluating_it_gives(
+    recognizer: Recognizer, tmp_path: Path, rate: int, channels: int
+) -> None:
+    """Training and evaluation read audio through lhotse; use must hear the same."""
+    samples = np.repeat(resample(speech(3.0), RATE, rate)[:, None], channels, axis=1)
+    soundfile.write(tmp_path / "a.wav", samples, rate)
+    cuts = [Recording.from_file(tmp_path / "a.wav").to_cut().with_id(f"cut-{i}") for i in range(2)]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
+    row, _ = evaluate_rows(recognizer.model, read_cuts([tmp_path / "cuts.jsonl"]))
+    result = recognizer.transcribe(tmp_path / "a.wav")
+    assert row["asr"]["hyp"] == result.text
+    assert [(w["text"], w["start_s"]) for w in row["asr"]["words"]] == [
+        (w.text, w.start_s) for w in result.segments[0].words
+    ]
+
+
+def test_measured_threshold_is_read_and_checked(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model")
+    measured = {"speaker": {"threshold": 0.37, "measured_on": "AN4 dev, EER"}}
+    (folder / "thresholds.json").write_text(json.dumps(measured))
+    threshold = Recognizer.from_pretrained(folder, db=tmp_path / "s.db").threshold
+    assert (threshold.value, threshold.note) == (0.37, "speaker threshold 0.37 (AN4 dev, EER)")
+    for broken in ("{", "[]", '{"speaker": {"threshold": "high", "measured_on": ""}}', '{"speaker": {"threshold": 3}}'):
+        (folder / "thresholds.json").write_text(broken)
+        with pytest.raises(CheckpointError, match="thresholds.json.*expected"):
+            Recognizer.from_pretrained(folder)
+
+
+def test_tasks_the_model_lacks_are_named(tmp_path: Path) -> None:
+    a = (speech(1.0), RATE)
+    listener = Recognizer.from_pretrained(save_tiny(tmp_path / "asr", speaker=None), db=tmp_path / "s.db")
+    result = listener.transcribe(a)
+    assert result.text and result.segments[0].speaker is None and not result.notes
+    assert format_result(result, "rttm") == ""
+    with pytest.raises(CheckpointError, match="no speaker task; its tasks: asr"):
+        listener.identify(a)
+    knower = Recognizer.from_pretrained(save_tiny(tmp_path / "speaker", asr=None), db=tmp_path / "s.db")
+    knower.enroll("ann", [a])
+    assert knower.identify(a).speaker == "ann"
+    with pytest.raises(CheckpointError, match="no asr task; its tasks: speaker"):
+        knower.transcribe(a)
+
+
+def test_another_models_speakers_are_refused(recognizer: Recognizer, tmp_path: Path) -> None:
+    recognizer.enroll("ann", [(speech(1.0), RATE)])
+    other = Recognizer.from_pretrained(save_tiny(tmp_path / "other", seed=1), db=tmp_path / "speakers.db")
+    with pytest.raises(SpeakerDatabaseError, match="another model"):
+        other.transcribe((speech(1.0), RATE))
+
+
+THRESHOLD = Threshold(0.5, "nothing")
+
+
+def made_up() -> Result:
+    """Two speakers, a silent segment, a name with a space, markup in a text."""
+
+    def words(text: str, start_s: float, speaker: str) -> list[Word]:
+        return [Word(w, start_s + 0.5 * i, start_s + 0.5 * i + 0.4, 0.9, speaker) for i, w in enumerate(text.split())]
+
+    return Result(
+        "some folder/two voices.wav", 3700.0, THRESHOLD,
+        [
+            Segment(
+                0.0, 5.0, "hello <there>", words("hello <there>", 0.25, "Ann Lee"), "Ann Lee", 0.8312, "Ann Lee", {}
+            ),
+            Segment(5.0, 9.0, "", [], "unknown", None, None, {}),
+            Segment(
+                3670.0, 3700.0, "word " * 29 + "end", words("word " * 29 + "end", 3671.0, "unknown"), "unknown", 0.4999,
+                "Ann Lee", {"gender": Label("female", 0.75)},
+            ),
+        ],
+    )  # fmt: skip
+
+
+def test_txt_shows_who_and_the_threshold() -> None:
+    lines = format_result(made_up(), "txt").splitlines()
+    assert lines[1] == "  0.00-5.00  [Ann Lee 0.83 ≥ 0.5]  hello <there>"
+    assert lines[2] == "  5.00-9.00  [unknown]"
+    assert lines[3].startswith("  3670.00-3700.00  [unknown 0.4999 < 0.5]  word word")
+    assert lines[3].endswith("end  gender female 0.75")
+
+
+@pytest.mark.parametrize(
+    ("score", "shown"), [(0.5, "a 0.5000 ≥ 0.5"), (0.497, "a 0.4970 < 0.5"), (-0.2, "a -0.20 < 0.5")]
+)
+def test_score_and_sign_never_contradict(score: float, shown: str) -> None:
+    assert who(Segment(0, 1, "", [], "a", score, "a", {}), 0.5) == shown
+
+
+def test_json_holds_everything() -> None:
+    result = made_up()
+    text = format_result(result, "json")
+    assert text.count("\n") == 1
+    parsed = json.loads(text)
+    assert parsed["text"] == result.text and parsed["threshold"]["value"] == 0.5
+    assert parsed["segments"][0]["words"][1] == dataclasses.asdict(result.segments[0].words[1])
+    assert parsed["segments"][1]["score"] is None
+    assert parsed["segments"][2]["labels"] == {"gender": {"label": "female", "probability": 0.75}}
+
+
+def seconds(clock: str) -> float:
+    hours, minutes, rest = re.fullmatch(r"(\d\d):(\d\d):(\d\d[.,]\d{3})", clock).groups()  # type: ignore[union-attr]
+    return 3600 * int(hours) + 60 * int(minutes) + float(rest.replace(",", "."))
+
+
+@pytest.mark.parametrize("fmt", ["srt", "vtt"])
+def test_subtitles_parse_back(fmt: str) -> None:
+    result = made_up()
+    blocks = format_result(result, fmt).strip().split("\n\n")
+    if fmt == "vtt":
+        assert blocks[:2] == ["WEBVTT", "NOTE speaker threshold 0.5 (nothing)"]
+        blocks = blocks[2:]
+        assert blocks[0].startswith("1 Ann Lee 0.83 ≥ 0.5\n") and "<v Ann Lee>hello" in blocks[0]
+    else:
+        assert "[Ann Lee 0.83 ≥ 0.5] hello" in blocks[0]
+    assert [int(block.split()[0]) for block in blocks] == list(range(1, len(blocks) + 1))
+    end_s, texts = 0.0, []
+    for block in blocks:
+        _, times, text = block.split("\n")
+        start_s, next_end_s = (seconds(clock) for clock in times.split(" --> "))
+        assert end_s <= start_s < next_end_s <= start_s + 6
+        end_s = next_end_s
+        texts.append(re.sub(r"^(\[.*?\] |<v .*?>)", "", text))
+        assert len(texts[-1]) <= 84 + 6  # the escapes
+    said = " ".join(texts).replace("&lt;", "<").replace("&gt;", ">")
+    assert said == result.text
+
+
+def test_rttm_parses_back() -> None:
+    rows = [line.split(" ") for line in format_result(made_up(), "rttm").splitlines()]
+    assert all(len(row) == 10 and row[0] == "SPEAKER" and row[1] == "two_voices" for row in rows)
+    assert [(float(row[3]), float(row[4]), row[7], float(row[8])) for row in rows] == [
+        (0.0, 5.0, "Ann_Lee", 0.8312), (3670.0, 30.0, "unknown", 0.4999),
+    ]  # fmt: skip
+
+
+def test_ctm_parses_back() -> None:
+    result = made_up()
+    rows = [line.split(" ") for line in format_result(result, "ctm").splitlines()]
+    words = [word for segment in result.segments for word in segment.words]
+    assert [row[4] for row in rows] == [word.text for word in words]
+    for row, word in zip(rows, words, strict=True):
+        assert row[:2] == ["two_voices", "1"]
+        assert float(row[2]) == pytest.approx(word.start_s) and float(row[3]) == pytest.approx(0.4)
+        assert float(row[5]) == 0.9
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_every_format_takes_a_real_result(recognizer: Recognizer, fmt: str) -> None:
+    text = format_result(recognizer.transcribe((speech(2.0), RATE)), fmt)
+    assert text.endswith("\n") and "nan" not in text
+
+
+def test_unknown_format_is_refused() -> None:
+    with pytest.raises(ValueError, match="accepted: txt, json"):
+        format_result(made_up(), "docx")
