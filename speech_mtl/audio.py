@@ -16,6 +16,8 @@ MIN_DURATION_S = 0.1
 """Shorter sounds have too few frames for a text or a voice."""
 MAX_SEGMENT_S = 30.0
 """Longer recordings are cut at silences: memory stays flat, and training saw no longer utterance."""
+MIN_PAUSE_S = 0.5
+"""Where a longer recording is cut; within a sentence pauses are mostly shorter."""
 CLIPPED_SHARE = 0.001
 """Share of the samples at full scale from which a recording is said to be clipped."""
 SILENCE_PEAK_TO_PEAK = 2 / 32768
@@ -128,21 +130,47 @@ def level_note(samples: np.ndarray) -> str | None:
 
 
 def split_at_silences(samples: np.ndarray, rate: int, max_s: float = MAX_SEGMENT_S) -> list[tuple[int, int]]:
-    """(start, end) in samples of adjoining pieces of (N,), each at most `max_s` and at least MIN_DURATION_S long.
+    """(start, end) in samples of the pieces of (N,), each at most `max_s` and at least MIN_DURATION_S long.
 
-    Every cut lies where the second half of a full piece is quietest over 0.3 s: in a pause, if there is one.
+    Up to `max_s` a recording is one piece. A longer one is cut at every pause of MIN_PAUSE_S or more, of which half of
+    MIN_PAUSE_S stays on either side; a piece that is still too long is cut where its second half is quietest.
     """
-    limit, shortest, hop = int(max_s * rate), int(np.ceil(MIN_DURATION_S * rate)), rate // 100
-    if len(samples) <= limit:
+    if len(samples) <= max_s * rate:
         return [(0, len(samples))]
+    hop, margin = rate // 100, int(MIN_PAUSE_S * rate / 2)
     padded = np.pad(np.square(samples), (0, -len(samples) % hop))
     power_10ms = padded.reshape(-1, hop).mean(axis=1)
+    pieces = []
+    for first, last in _stretches_of_sound(power_10ms):
+        start, end = max(0, first * hop - margin), min(len(samples), last * hop + margin)
+        pieces += _cut_where_quietest(power_10ms, start, end, rate, max_s)
+    return pieces
+
+
+def _stretches_of_sound(power_10ms: np.ndarray) -> list[tuple[int, int]]:
+    """(first, last) frames of what lies between pauses.
+
+    Quiet is what is nearer, in dB, to the noise floor than to the mean power; where these are close there is no pause.
+    """
+    smooth_db = 10 * np.log10(np.convolve(power_10ms, np.ones(5) / 5, mode="same") + 1e-10)
+    mean_db, floor_db = 10 * np.log10(power_10ms.mean() + 1e-10), np.percentile(smooth_db, 5)
+    if mean_db - floor_db < 10:
+        return [(0, len(power_10ms))]
+    loud = np.flatnonzero(smooth_db > (mean_db + floor_db) / 2)
+    gaps = np.flatnonzero(np.diff(loud) > 100 * MIN_PAUSE_S)
+    firsts, lasts = [loud[0], *loud[gaps + 1]], [*loud[gaps] + 1, loud[-1] + 1]
+    return [(int(first), int(last)) for first, last in zip(firsts, lasts, strict=True)]
+
+
+def _cut_where_quietest(power_10ms: np.ndarray, start: int, end: int, rate: int, max_s: float) -> list[tuple[int, int]]:
+    """Adjoining pieces of start..end (samples); cuts lie where the power over 0.3 s is lowest."""
+    limit, shortest, hop = int(max_s * rate), int(np.ceil(MIN_DURATION_S * rate)), rate // 100
     quietness = np.convolve(power_10ms, np.ones(30) / 30, mode="same")
-    pieces, start = [], 0
-    while len(samples) - start > limit:
-        last = min(start + limit, len(samples) - shortest)  # what is left over is a piece, too
+    pieces = []
+    while end - start > limit:
+        last = min(start + limit, end - shortest)  # what is left over is a piece, too
         first_frame, last_frame = (start + limit // 2) // hop + 1, last // hop
         cut = (first_frame + int(np.argmin(quietness[first_frame : last_frame + 1]))) * hop
         pieces.append((start, cut))
         start = cut
-    return [*pieces, (start, len(samples))]
+    return [*pieces, (start, end)]

@@ -15,6 +15,20 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+# fields of an evaluation's rows and summary beside the tasks' own (data.describe_cut, evaluate.summarize)
+ROW_FIELDS = {
+    "id",
+    "audio",
+    "start_s",
+    "duration_s",
+    "true_speaker",
+    "compute_s",
+    "error",
+    "cost",
+    "utterances",
+    "failed",
+}
+
 
 class ConfigError(ValueError):
     """A recipe, an override or a config.json that cannot be used; the message names the key and what is accepted."""
@@ -92,6 +106,8 @@ class TaskConfig(Section):
     """The task's share in the summed loss."""
     blocks: int | None = Field(None, ge=0)
     """speaker, classify: read a learnt weighting of the encoder's blocks 1..blocks; all of them where absent."""
+    intermediate: float = Field(0.3, ge=0, lt=1)
+    """asr: share of the loss that is taken at the middle block, so that CTC leaves its plateau of blanks sooner."""
     embedding_dim: int = Field(192, gt=0)
     margin: float = Field(0.2, ge=0)
     """speaker: additive angular margin in radians."""
@@ -112,6 +128,8 @@ class DataConfig(Section):
     """Longer training utterances are left out and counted."""
     min_utterance_s: float = Field(0.1, gt=0)
     n_buckets: int = Field(10, gt=0)
+    sorted_epochs: int = Field(0, ge=0)
+    """First epochs in which the utterances come as they are, short ones first (SortaGrad): CTC starts on words."""
     workers: int = Field(1, ge=0)
 
 
@@ -168,6 +186,8 @@ class Config(Section):
     def _tasks(self) -> Config:
         if not self.tasks:
             raise ValueError("tasks: at least one task is needed (asr, speaker, classify)")
+        if taken := sorted(ROW_FIELDS & set(self.tasks)):
+            raise ValueError(f"tasks: '{taken[0]}' names a field of every result row; choose another name")
         for kind in ("asr", "speaker"):
             if sum(task.type == kind for task in self.tasks.values()) > 1:
                 raise ValueError(f"tasks: at most one task of type '{kind}'")

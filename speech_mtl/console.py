@@ -20,7 +20,13 @@ class TrainingConsole:
     def __init__(self, config: Config, inventory: Inventory, out: Path, active: bool):
         self.config, self.inventory, self.folder, self.active = config, inventory, out / "training", active
         self.console = Console(stderr=True, quiet=not active, soft_wrap=True)
-        columns = ("[bold]{task.fields[epoch]}", BarColumn(), "{task.fields[losses]}", TimeElapsedColumn(), TimeRemainingColumn())
+        columns = (
+            "[bold]{task.fields[epoch]}",
+            BarColumn(),
+            "{task.fields[losses]}",
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+        )
         self.progress = Progress(
             *(TextColumn(c) if isinstance(c, str) else c for c in columns), console=self.console,
             disable=not active or not self.console.is_terminal,
@@ -67,7 +73,7 @@ class TrainingConsole:
                 self.board.add_scalar(f"loss/{name}", loss, round(1000 * epochs))
             self.board.add_scalar("lr", lr, round(1000 * epochs))
         now = time.monotonic()
-        if not self.console.is_terminal and now - self.printed > 60:  # in a log file, a line a minute
+        if not self.console.is_terminal and now - self.printed > 30:  # in a log file, a line a minute
             self.console.print(f"epoch {epochs:.2f}  {elapsed_s / 60:.1f} min  lr {lr:.2e}  {shown}", highlight=False)
             self.printed = now
         seconds, self.last = now - self.last, now
@@ -85,10 +91,14 @@ class TrainingConsole:
                 for name, value in picked.items():
                     self.board.add_scalar(f"dev/{task}_{name}", value, 1000 * epoch)
         star = "  [green]best so far" if better else ""
-        self.console.print(f"epoch {epoch}  step {step}  {elapsed_s / 60:.1f} min  " + "  ".join(shown) + star, highlight=False)
+        self.console.print(
+            f"epoch {epoch}  step {step}  {elapsed_s / 60:.1f} min  " + "  ".join(shown) + star, highlight=False
+        )
         if failed:
             example = next(iter(failed.items()))
-            self.console.print(f"[yellow]{len(failed)} utterances could not be read, such as {example[0]}: {example[1]}")
+            self.console.print(
+                f"[yellow]{len(failed)} utterances could not be read, such as {example[0]}: {example[1]}"
+            )
         line = {"epoch": epoch, "step": step, "elapsed_s": round(elapsed_s, 1), "loss": self.smooth, "dev": summary}
         with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -1,8 +1,8 @@
 """Manifests to batches: validated cuts, buckets of like length, augmentation, padding.
 
-A manifest is a lhotse CutSet of JSON lines; a cut is one utterance. What a cut is turned into in an epoch depends on the
-seed, the epoch and the cut's id alone, never on which worker, process or run asks, so that a resumed run sees what an
-uninterrupted one would have seen.
+A manifest is a lhotse CutSet of JSON lines; a cut is one utterance. What a cut is turned into in an epoch depends on
+the seed, the epoch and the cut's id alone, never on which worker, process or run asks, so that a resumed run sees what
+an uninterrupted one would have seen.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 from zlib import crc32
@@ -23,7 +24,8 @@ import numpy as np
 import torch
 from lhotse import CutSet
 from lhotse.cut import Cut, MixedCut
-from lhotse.dataset import DynamicBucketingSampler
+from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
+from lhotse.dataset.sampling.base import CutSampler
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 from torch import Tensor
@@ -128,7 +130,9 @@ def _is_usable(cut: Cut, config: DataConfig) -> bool:
 def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
     """Read all the cuts once and collect every task's labels."""
     names = {
-        task: "speaker" if t.type == "speaker" else t.label or task for task, t in config.tasks.items() if t.type != "asr"
+        task: "speaker" if t.type == "speaker" else t.label or task
+        for task, t in config.tasks.items()
+        if t.type != "asr"
     }
     found = Inventory(classes={task: Counter() for task in names})
     for cut in cuts:
@@ -147,7 +151,7 @@ def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
 
 @dataclass
 class Batch:
-    """Padded utterances: audio_BN float32, samples_B, their cuts; `failed` holds (cut id, reason) of unreadable ones."""
+    """Padded utterances: audio_BN float32, samples_B, their cuts; `failed`: (cut id, reason) of unreadable ones."""
 
     audio_BN: Tensor
     samples_B: Tensor
@@ -171,7 +175,9 @@ class SpeechDataset(Dataset):
             try:
                 audio, cut = self._utterance(cut, epoch, rng)
             except Exception as error:  # lhotse raises many kinds; the file's name is what the user needs
-                failed.append((cut.id, f"{_source(cut)}: {str(error).strip().splitlines()[0] if str(error) else error!r}"))
+                failed.append(
+                    (cut.id, f"{_source(cut)}: {str(error).strip().splitlines()[0] if str(error) else error!r}")
+                )
                 continue
             audios.append(torch.from_numpy(audio))
             kept.append(cut)
@@ -253,7 +259,7 @@ def _source(cut: Cut) -> str:
 class _EpochBatches(Sampler):
     """lhotse's batches, each with the epoch, from batch `skip` on."""
 
-    def __init__(self, sampler: DynamicBucketingSampler, epoch: int, skip: int):
+    def __init__(self, sampler: CutSampler, epoch: int, skip: int):
         self.sampler, self.epoch, self.skip = sampler, epoch, skip
 
     def __iter__(self) -> Iterator[tuple[int, CutSet]]:
@@ -264,18 +270,31 @@ class _EpochBatches(Sampler):
 
 
 def batches(
-    cuts: CutSet, config: Config, *, train: bool = False, epoch: int = 0, skip: int = 0, rank: int = 0, processes: int = 1
+    cuts: CutSet,
+    config: Config,
+    *,
+    train: bool = False,
+    epoch: int = 0,
+    skip: int = 0,
+    rank: int = 0,
+    processes: int = 1,
 ) -> DataLoader:
     """Batches of one epoch, of at most data.max_duration_s of audio each; in training shuffled and augmented."""
-    if train:
-        cuts = cuts.filter(partial(_is_usable, config=config.data))
-        if config.augment.concat_prob:
-            cuts = CutSet(_StrungTogether(cuts, config, epoch))
-    longest_s = max(config.data.max_duration_s, config.data.max_utterance_s if train else 0)
-    sampler = DynamicBucketingSampler(
-        cuts, max_duration=longest_s if not train else config.data.max_duration_s, num_buckets=config.data.n_buckets,
-        shuffle=train, seed=config.train.seed, rank=rank, world_size=processes,
-    )  # fmt: skip
+    sampler: CutSampler
+    if train and epoch < config.data.sorted_epochs:
+        kept = [cut for cut in cuts if usable(cut, config.data) is None]
+        cuts = CutSet.from_cuts(sorted(kept, key=lambda cut: (cut.duration, cut.id)))
+        sampler = SimpleCutSampler(cuts, max_duration=config.data.max_duration_s, rank=rank, world_size=processes)
+    else:
+        if train:
+            cuts = cuts.filter(partial(_is_usable, config=config.data))
+            if config.augment.concat_prob:
+                cuts = CutSet(_StrungTogether(cuts, config, epoch))
+        buckets = sum(1 for _ in islice(cuts, config.data.n_buckets))  # lhotse wants a cut for every bucket
+        sampler = DynamicBucketingSampler(
+            cuts, max_duration=config.data.max_duration_s, num_buckets=buckets, shuffle=train,
+            seed=config.train.seed, rank=rank, world_size=processes,
+        )  # fmt: skip
     return DataLoader(
         SpeechDataset(config, augment=train), sampler=_EpochBatches(sampler, epoch, skip), batch_size=None,
         num_workers=config.data.workers, worker_init_fn=_leave_signals_to_the_loop,
@@ -292,4 +311,7 @@ def _leave_signals_to_the_loop(worker: int) -> None:
 
 def describe_cut(cut: Cut) -> dict[str, Any]:
     """The fields of an utterance that a row of results carries."""
-    return {"id": cut.id, "audio": _source(cut), "start_s": cut.start, "duration_s": round(cut.duration, 4)}
+    return {
+        "id": cut.id, "audio": _source(cut), "start_s": cut.start, "duration_s": round(cut.duration, 4),
+        "true_speaker": label_of(cut, "speaker"),
+    }  # fmt: skip

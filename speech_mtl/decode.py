@@ -1,7 +1,7 @@
 """CTC log-probabilities to text: greedy decoding, words with times and confidence.
 
-Takes log_probs_SV (encoder frames × vocabulary, the last column the blank). A token's time is the run of frames in which
-it is the best; Graves et al. 2006 ("best path decoding").
+Takes log_probs_SV (encoder frames × vocabulary, the last column the blank). A token's time is the run of frames in
+which it is the best; Graves et al. 2006 ("best path decoding").
 """
 
 from __future__ import annotations

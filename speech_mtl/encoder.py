@@ -1,10 +1,11 @@
 """The shared Conformer (Gulati et al. 2020, arXiv 2005.08100), in the FastConformer layout (arXiv 2305.05084).
 
 mel_BTF -> frames_BSD, one tensor per block, read from top to bottom: Conformer, block, attention, convolution,
-subsampling. Two properties hold and are tested: padding changes nothing (the convolution module zeroes padded frames
-just before its depthwise convolution and normalises per frame), and it is fast on a CPU (depthwise convolutions run in
-channels-last form, where oneDNN has a kernel for them; positions are rotations, which leave attention to a fused kernel; dropout sits on the residual branches only,
-since drawing random numbers for every score and hidden unit took a quarter of a training step).
+subsampling. Two properties hold and are tested. Padding changes nothing: every convolution meets zeros beyond an
+utterance's end, and all normalising is per frame. And it is fast on a CPU (benchmarks/encoder.py): depthwise
+convolutions run in channels-last form, where oneDNN has a kernel for them; positions are rotations, which leave
+attention to a fused kernel; dropout sits on the residual branches only and draws cheaply; no tensor is so large that
+the system takes its memory back after every call. What is left is three quarters matrix products, at full speed.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor, nn
 from speech_mtl.config import EncoderConfig
 from speech_mtl.features import frame_mask
 
-CHUNK_FRAMES = 2000
+CPU_CHUNK_FRAMES = 2000  # mel frames subsampled at a time; their largest tensor takes 10 MB
 
 
 class Conformer(nn.Module):
@@ -176,7 +177,10 @@ def relative_shift(scores_BHSP: Tensor) -> Tensor:
     return scores_BHSP.as_strided((B, H, S, S), (H * S * P, S * P, P - 1, 1), scores_BHSP.storage_offset() + S - 1)
 
 
-ATTENTION = {"rotary": RotaryAttention, "relative": RelativeAttention}
+ATTENTION: dict[str, type[RotaryAttention | RelativeAttention]] = {
+    "rotary": RotaryAttention,
+    "relative": RelativeAttention,
+}
 
 
 class ConvolutionModule(nn.Module):
@@ -200,7 +204,7 @@ class ConvolutionModule(nn.Module):
 
 
 class FrameBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over (B, S, D), for imported models: running statistics in eval mode, so padding has no effect there."""
+    """BatchNorm over (B, S, D), for imported models: in eval mode its statistics are fixed, so padding has no effect."""
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         return super().forward(x_BSD.flatten(0, 1)).view_as(x_BSD)
@@ -223,21 +227,20 @@ class Subsampling(nn.Module):
     def __init__(self, config: EncoderConfig, n_mels: int):
         super().__init__()
         C = config.subsampling_channels
-        n_halvings = int(math.log2(config.subsampling))
         self.first = nn.Conv2d(1, C, 3, stride=2, padding=1)
-        self.depthwise = nn.ModuleList(
-            nn.Conv2d(C, C, 3, stride=2, padding=1, groups=C) for _ in range(n_halvings - 1)
-        )
-        self.pointwise = nn.ModuleList(nn.Conv2d(C, C, 1) for _ in range(n_halvings - 1))
+        n_more = int(math.log2(config.subsampling)) - 1
+        self.depthwise = nn.ModuleList(nn.Conv2d(C, C, 3, stride=2, padding=1, groups=C) for _ in range(n_more))
+        self.pointwise = nn.ModuleList(nn.Conv2d(C, C, 1) for _ in range(n_more))
         self.linear = nn.Linear(C * -(-n_mels // config.subsampling), config.d_model)
         for module in [self.first, *self.depthwise, *self.pointwise]:
             module.to(memory_format=torch.channels_last)  # 1.5 to 2 times as fast on a CPU
 
     def forward(self, mel_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
-        # On a CPU a few utterances at a time: the convolutions' outputs are 64 times the size of the result, and blocks
-        # of memory over 32 MB are given back and zeroed anew by the system at every call, which took half the time.
-        n = max(1, CHUNK_FRAMES // mel_BTF.size(1)) if mel_BTF.device.type == "cpu" else mel_BTF.size(0)
-        chunks = [self.subsample(mel, lengths) for mel, lengths in zip(mel_BTF.split(n), lengths_B.split(n), strict=True)]
+        # on a CPU a few utterances at a time: glibc returns blocks over 32 MB to the system, which zeroes them anew at
+        # every call, and that took half of this module's time
+        n = max(1, CPU_CHUNK_FRAMES // mel_BTF.size(1)) if mel_BTF.device.type == "cpu" else mel_BTF.size(0)
+        batches = zip(mel_BTF.split(n), lengths_B.split(n), strict=True)
+        chunks = [self.subsample(mel, lengths) for mel, lengths in batches]
         return torch.cat([frames for frames, _ in chunks]), torch.cat([lengths for _, lengths in chunks])
 
     def subsample(self, mel_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
@@ -246,13 +249,13 @@ class Subsampling(nn.Module):
         for depthwise, pointwise in zip(self.depthwise, self.pointwise, strict=True):
             lengths_B = (lengths_B + 1) // 2
             x_BCTF = F.relu_(zero_padding_(pointwise(depthwise(x_BCTF)), lengths_B))
-        # the weight's columns are in Parakeet's order (C, F), the frames' in memory order (F, C): permute the smaller
+        # the weight's columns are in Parakeet's order (C, F), the frames lie in memory as (F, C): permute the smaller
         weight = self.linear.weight.unflatten(1, (x_BCTF.size(1), -1)).transpose(1, 2).flatten(1)
         return F.linear(x_BCTF.permute(0, 2, 3, 1).flatten(2), weight, self.linear.bias), lengths_B
 
 
 def zero_padding_(x_BCTF: Tensor, lengths_B: Tensor) -> Tensor:
-    """In place: a convolution needs its output for no gradient."""
+    """In place, which autograd allows after a convolution."""
     size = x_BCTF.size(2)
     if bool((lengths_B == size).all()):
         return x_BCTF

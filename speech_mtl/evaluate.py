@@ -21,7 +21,8 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from speech_mtl import metrics
-from speech_mtl.data import Batch, batches, describe_cut, read_cuts
+from speech_mtl.checkpoint import CheckpointError
+from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import label_of
 from speech_mtl.tasks.classify import Classify
@@ -53,21 +54,21 @@ def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
     by_speaker: dict[str, list[Tensor]] = {}
     for batch, predictions, _ in run_batches(model, cuts):
         if batch.failed:
-            raise ValueError(f"enrolment recording {batch.failed[0][0]}: {batch.failed[0][1]}")
+            raise DataError(f"enrolment recording {batch.failed[0][0]}: {batch.failed[0][1]}")
         for cut, prediction in zip(batch.cuts, predictions, strict=True):
             if (speaker := label_of(cut, "speaker")) is None:
-                raise ValueError(f"enrolment cut '{cut.id}' has no speaker label")
+                raise DataError(f"enrolment cut '{cut.id}' has no speaker label")
             by_speaker.setdefault(speaker, []).append(prediction[task]["embedding"])
     names = sorted(by_speaker)
     return References(names, F.normalize(torch.stack([torch.stack(by_speaker[n]).mean(0) for n in names]), dim=1))
 
 
 def speaker_task(model: SpeechModel) -> str:
-    """The name of the model's speaker task. Raises ValueError where it has none."""
+    """The name of the model's speaker task. Raises CheckpointError where it has none."""
     for name, task in model.config.tasks.items():
         if task.type == "speaker":
             return name
-    raise ValueError(f"the model has no speaker task; its tasks: {', '.join(model.config.tasks)}")
+    raise CheckpointError(f"the model has no speaker task; its tasks: {', '.join(model.config.tasks)}")
 
 
 def evaluate_rows(model: SpeechModel, cuts: CutSet, references: References | None = None) -> Iterator[Row]:
@@ -96,6 +97,8 @@ def _speaker_row(model: SpeechModel, name: str, cut: Cut, prediction: dict, refe
         names, scores = model.labels[name], prediction["cosine"]
     else:
         names, scores = references.names, references.embeddings @ prediction["embedding"]
+    if not bool(scores.isfinite().all()):
+        raise CheckpointError(f"cut '{cut.id}': the model's speaker scores are not numbers; its weights are broken")
     best = int(scores.argmax())
     row = {
         "hyp": names[best],
@@ -120,6 +123,7 @@ _ROW: dict[str, Callable[..., Row]] = {"asr": _asr_row, "speaker": _speaker_row,
 def summarize(rows: Iterable[Row], kinds: dict[str, str], parameters: int) -> dict[str, Any]:
     """The summary.json of rows; `kinds` maps a task's name to its type. A task without labels is absent."""
     collected: dict[str, list[Any]] = {name: [] for name in kinds}
+    names: dict[tuple[str, ...], tuple[str, ...]] = {}  # every row repeats the references' names: keep them once
     audio_s = compute_s = 0.0
     utterances = failed = 0
     for row in rows:
@@ -131,10 +135,8 @@ def summarize(rows: Iterable[Row], kinds: dict[str, str], parameters: int) -> di
         compute_s += row["compute_s"]
         for name, kind in kinds.items():
             if "ref" in row[name]:
-                collected[name].append(_essence(kind, row[name]))
-    summary: dict[str, Any] = {
-        name: _SCORE[kinds[name]](items) for name, items in collected.items() if items
-    }
+                collected[name].append(_essence(kind, row[name], names))
+    summary: dict[str, Any] = {name: _SCORE[kinds[name]](items) for name, items in collected.items() if items}
     rtf = round(compute_s / audio_s, 6) if audio_s else None
     return summary | {
         "cost": {"parameters": parameters, "rtf": rtf, "audio_s": round(audio_s, 3)},
@@ -143,21 +145,30 @@ def summarize(rows: Iterable[Row], kinds: dict[str, str], parameters: int) -> di
     }
 
 
-def _essence(kind: str, row: Row) -> Any:
+def _essence(kind: str, row: Row, names: dict[tuple[str, ...], tuple[str, ...]]) -> Any:
     """What a task's score needs of a row; the rest is let go."""
     if kind == "asr":
         return row["errors"]
     if kind == "speaker":
-        return row["ref"], row["hyp"], row["mode"], np.array(list(row["scores"].values())), tuple(row["scores"])
+        references = tuple(row["scores"])
+        scores = np.array(list(row["scores"].values()), dtype=np.float32)
+        return row["ref"], row["hyp"], row["mode"], scores, names.setdefault(references, references)
     return row["ref"] == row["hyp"]
 
 
 def _score_speaker(items: list[Any]) -> dict[str, Any]:
     """accuracy over the utterances of known speakers; eer and min_dcf over utterance × reference trials."""
     known = [item for item in items if item[0] in item[4]]
-    result: dict[str, Any] = {"mode": items[0][2], "speakers": len(items[0][4]), "unknown_speakers": len(items) - len(known)}
+    result: dict[str, Any] = {
+        "mode": items[0][2],
+        "speakers": len(items[0][4]),
+        "unknown_utterances": len(items) - len(known),
+    }
     if known:
-        result |= {"accuracy": round(float(np.mean([ref == hyp for ref, hyp, *_ in known])), 6), "utterances": len(known)}
+        result |= {
+            "accuracy": round(float(np.mean([ref == hyp for ref, hyp, *_ in known])), 6),
+            "utterances": len(known),
+        }
     scores = np.concatenate([item[3] for item in items])
     is_target = np.concatenate([np.array([name == item[0] for name in item[4]]) for item in items])
     result["trials"] = len(scores)

@@ -28,7 +28,13 @@ class LogMel(nn.Module):
         super().__init__()
         self.config = config
         filters_KF = torchaudio.functional.melscale_fbanks(
-            config.n_fft // 2 + 1, 0.0, config.f_max_hz, config.n_mels, config.sample_rate, norm="slaney", mel_scale="slaney"
+            config.n_fft // 2 + 1,
+            0.0,
+            config.f_max_hz,
+            config.n_mels,
+            config.sample_rate,
+            norm="slaney",
+            mel_scale="slaney",
         )
         window = torch.hann_window(config.window_samples, periodic=False)
         # constants of the config, hence not in the weights file; mean and scale are measured, hence in it

@@ -32,14 +32,14 @@ def _counts(*values: int) -> dict[str, int]:
 
 
 def error_rates(counts: Sequence[dict[str, int]]) -> dict[str, float | int]:
-    """wer and cer (sum of errors over sum of lengths) with the counts they come from; NaN-free: None where no words."""
+    """wer and cer (sum of errors over sum of lengths) with the counts they come from; None where there is no word to count."""
     total = {name: sum(row[name] for row in counts) for name in _counts(0, 0, 0, 0, 0, 0)}
     errors = total["substitutions"] + total["deletions"] + total["insertions"]
     rates: dict[str, Any] = {
         "wer": round(errors / total["words"], 6) if total["words"] else None,
         "cer": round(total["char_errors"] / total["chars"], 6) if total["chars"] else None,
     }
-    return rates | {name: total[name] for name in ("words", "substitutions", "deletions", "insertions")}
+    return rates | total | {"utterances": len(counts)}
 
 
 def det_points(scores: np.ndarray, is_target: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -56,10 +56,15 @@ def det_points(scores: np.ndarray, is_target: np.ndarray) -> tuple[np.ndarray, n
 
 
 def equal_error_rate(scores: np.ndarray, is_target: np.ndarray) -> tuple[float, float]:
-    """The rate where false acceptances and false rejections are equally frequent, and its threshold."""
+    """The rate where the DET curve crosses equality, straight between its points, and the threshold nearest to it."""
     acceptance, rejection, thresholds = det_points(scores, is_target)
-    nearest = np.argmin(np.abs(acceptance - rejection))
-    return float((acceptance[nearest] + rejection[nearest]) / 2), float(thresholds[nearest])
+    acceptance, rejection = np.r_[1.0, acceptance, 0.0], np.r_[0.0, rejection, 1.0]  # accept all ... reject all
+    thresholds = np.r_[thresholds[0], thresholds, thresholds[-1]]
+    gap = acceptance - rejection
+    after = int(np.argmax(gap <= 0))  # falls from 1 to -1, so there is such a point, and never the first
+    share = gap[after - 1] / (gap[after - 1] - gap[after])
+    rate = acceptance[after - 1] + share * (acceptance[after] - acceptance[after - 1])
+    return float(rate), float(thresholds[after if share > 0.5 else after - 1])
 
 
 def min_dcf(scores: np.ndarray, is_target: np.ndarray, p_target: float = 0.05) -> float:

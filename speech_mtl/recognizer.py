@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from speech_mtl.audio import AudioError, as_mono, is_silent, level_note, load_audio, split_at_silences
+from speech_mtl.audio import MAX_SEGMENT_S, AudioError, as_mono, is_silent, level_note, load_audio, split_at_silences
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.model import SpeechModel
 from speech_mtl.speakers import UNKNOWN, Match, SpeakerDatabase, default_path, identify, normalized
@@ -158,7 +158,7 @@ class Recognizer:
             on_progress(end / len(samples))
         notes = [note] if (note := level_note(samples)) else []
         if len(segments) > 1:
-            notes.append(f"longer than 30 s: cut at silences into {len(segments)} segments")
+            notes.append(f"longer than {MAX_SEGMENT_S:g} s: cut at silences into {len(segments)} segments")
         return Result(name, round(len(samples) / self.sample_rate, 3), self.threshold, segments, notes)
 
     def embed(self, audio: Audio) -> np.ndarray:

@@ -59,7 +59,7 @@ class Survey:
             )
         for task, counts in self.inventory.classes.items():
             if len(counts) == 1:
-                found.append(f"{task}: a single class, {next(iter(counts))}; at least two are needed to train")
+                found.append(f"{task}: a single class, {next(iter(counts))}; a task needs at least two")
             elif counts and max(counts.values()) > IMBALANCE * min(counts.values()):
                 (top, most), (low, least) = counts.most_common()[0], counts.most_common()[-1]
                 found.append(f"imbalance in {task}: {most} utterances of {top}, {least} of {low}")

@@ -136,14 +136,36 @@ def test_pieces_cover_everything_and_none_is_too_long_or_too_short(duration_s: f
     assert len(pieces) == 1 or duration_s > 30
 
 
-def test_cuts_lie_in_the_pauses_that_librosa_finds() -> None:
+def with_pauses(pauses: list[tuple[float, float]], duration_s: float, noise: float = 1e-3) -> np.ndarray:
+    samples = np.random.default_rng(2).normal(0, 0.1, round(duration_s * RATE)).astype(np.float32)
+    for start_s, end_s in pauses:
+        samples[round(start_s * RATE) : round(end_s * RATE)] *= noise
+    return samples
+
+
+@pytest.mark.parametrize("noise", [0.0, 1e-3, 0.1])
+def test_long_recordings_are_cut_at_the_pauses_that_librosa_finds(noise: float) -> None:
     import librosa
 
-    rng = np.random.default_rng(2)
-    samples = rng.normal(0, 0.1, 75 * RATE).astype(np.float32)
-    for pause_s in (7.0, 21.5, 26.0, 44.0, 61.0):
-        samples[round(pause_s * RATE) : round((pause_s + 0.5) * RATE)] *= 1e-3
-    loud = librosa.effects.split(samples, top_db=30)
-    cuts = [end for _, end in split_at_silences(samples, RATE)][:-1]
-    assert len(cuts) >= 2
-    assert all(not any(start < cut < end for start, end in loud) for cut in cuts)
+    pauses = [(0.0, 1.0), (7.0, 7.8), (21.5, 22.2), (26.0, 29.0), (30.0, 30.3), (44.0, 44.7), (50.0, 52.0)]
+    samples = with_pauses(pauses, 52.0, noise)
+    loud = librosa.effects.split(samples, top_db=15, frame_length=800, hop_length=160)
+    pieces = split_at_silences(samples, RATE)
+    assert len(pieces) == len(loud) - 1 == 5  # the pause of 0.3 s is too short to cut at
+    for start, end in loud:
+        assert any(a <= start + 800 and end - 800 <= b for a, b in pieces)
+    times = np.array(pieces) / RATE
+    np.testing.assert_allclose(times[:, 0], [0.75, 7.55, 21.95, 28.75, 44.45], atol=0.05)
+    np.testing.assert_allclose(times[:, 1], [7.25, 21.75, 26.25, 44.25, 50.25], atol=0.05)
+
+
+def test_a_sentence_without_long_pauses_is_cut_in_a_short_one() -> None:
+    samples = with_pauses([(8.0, 8.3), (22.0, 22.4), (45.0, 45.3)], 70.0)
+    cuts = [end / RATE for _, end in split_at_silences(samples, RATE)][:-1]
+    assert len(cuts) == 2 and 22.0 < cuts[0] < 22.4 and 45.0 < cuts[1] < 45.3
+
+
+def test_little_speech_in_a_long_silence_is_found() -> None:
+    samples = with_pauses([(0, 40.0), (41.0, 120.0)], 120.0)
+    [(start, end)] = split_at_silences(samples, RATE)
+    assert (start / RATE, end / RATE) == (pytest.approx(39.75, abs=0.05), pytest.approx(41.25, abs=0.05))

@@ -111,7 +111,7 @@ def test_errors_are_one_line_without_traceback(place: Path, model: Path) -> None
     other = save_tiny(place / "other", seed=1)
     assert call("enroll", "ann", place / "0.wav", "--model", other).exit_code == 0
     cases: list[tuple[list[object], str]] = [
-        (["transcribe", place / "missing.wav", "-m", model], "missing.wav: No such file or directory"),
+        (["transcribe", place / "missing.wav", "-m", other], "missing.wav: No such file or directory"),
         (["transcribe", place / "0.wav", "-m", place], "is not a model folder: config.json is missing"),
         (["transcribe", place / "0.wav", "-m", place / "half"], "is not complete: model.safetensors is missing"),
         (["transcribe", place / "0.wav", "-m", model], "belongs to another model"),

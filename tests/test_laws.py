@@ -198,7 +198,9 @@ def test_killed_by_a_signal_then_resumed(corpus: dict[str, str], tmp_path: Path)
     process.send_signal(signal.SIGINT)
     errors = process.communicate(timeout=60)[1].decode()
     assert process.returncode != 0 and "saved after step" in errors
-    subprocess.run([*command, "resume"], check=True, capture_output=True, timeout=120, env=os.environ | {"PYTHONPATH": "."})
+    subprocess.run(
+        [*command, "resume"], check=True, capture_output=True, timeout=120, env=os.environ | {"PYTHONPATH": "."}
+    )
     epochs = [json.loads(line)["epoch"] for line in (tmp_path / "run/training/metrics.jsonl").read_text().splitlines()]
     assert epochs == [1, 2, 3, 4, 5, 6]
 
@@ -228,9 +230,7 @@ def test_batches_do_not_depend_on_who_asks(tiny_config: Config) -> None:
 
     def epoch(**kwargs: int) -> dict[str, torch.Tensor]:
         loader = batches(read_cuts(tiny_config.data.train), tiny_config, train=True, **kwargs)
-        return {
-            cut.id: batch.audio_BN[i, : batch.samples_B[i]] for batch in loader for i, cut in enumerate(batch.cuts)
-        }
+        return {cut.id: batch.audio_BN[i, : batch.samples_B[i]] for batch in loader for i, cut in enumerate(batch.cuts)}
 
     whole = epoch(epoch=1)
     parts = epoch(epoch=1, rank=0, processes=2) | epoch(epoch=1, rank=1, processes=2)

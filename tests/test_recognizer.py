@@ -84,9 +84,9 @@ def test_segments_and_words_are_in_order_and_inside(recognizer: Recognizer) -> N
     shares: list[float] = []
     result = recognizer.transcribe((speech(65.03), RATE), on_progress=shares.append)
     assert result.duration_s == 65.03 and shares == sorted(shares) and shares[-1] == 1
-    assert result.segments[0].start_s == 0 and result.segments[-1].end_s == result.duration_s
+    assert result.segments[0].start_s >= 0 and result.segments[-1].end_s <= result.duration_s
     for before, after in zip(result.segments, result.segments[1:], strict=False):
-        assert before.end_s == after.start_s
+        assert before.end_s <= after.start_s
     for segment in result.segments:
         assert segment.end_s - segment.start_s <= 30
         assert segment.text == " ".join(word.text for word in segment.words)
@@ -156,9 +156,9 @@ def test_a_file_gives_what_evaluating_it_gives(
     """Training and evaluation read audio through lhotse; use must hear the same."""
     samples = np.repeat(resample(speech(3.0), RATE, rate)[:, None], channels, axis=1)
     soundfile.write(tmp_path / "a.wav", samples, rate)
-    cuts = [Recording.from_file(tmp_path / "a.wav").to_cut().with_id(f"cut-{i}") for i in range(2)]
+    cuts = [Recording.from_file(tmp_path / "a.wav").to_cut().with_id(f"cut-{i}") for i in range(6)]
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
-    row, _ = evaluate_rows(recognizer.model, read_cuts([tmp_path / "cuts.jsonl"]))
+    row, *_ = evaluate_rows(recognizer.model, read_cuts([tmp_path / "cuts.jsonl"]))
     result = recognizer.transcribe(tmp_path / "a.wav")
     assert row["asr"]["hyp"] == result.text
     assert [(w["text"], w["start_s"]) for w in row["asr"]["words"]] == [

@@ -56,7 +56,7 @@ def summary_of(rows: list[dict[str, Any]]) -> dict[str, Any]:
         pairs = [(score, name == a["ref"]) for a in named for name, score in a["scores"].items()]
         scores, is_target = np.array([p[0] for p in pairs]), np.array([p[1] for p in pairs])
         summary["speaker"] = {
-            "mode": "enrolled", "speakers": len(named[0]["scores"]), "unknown_speakers": len(named) - len(known),
+            "mode": "enrolled", "speakers": len(named[0]["scores"]), "unknown_utterances": len(named) - len(known),
             "accuracy": round(sum(a["ref"] == a["hyp"] for a in known) / len(known), 6), "utterances": len(known),
             "trials": len(pairs),
         }  # fmt: skip

@@ -38,8 +38,8 @@ def score_table(scores: dict[str, Any]) -> list[tuple[str, str]]:
         shown += [("accuracy", percent(scores["accuracy"])), ("utterances", number(scores["utterances"]))]
     if kind_of_scores(scores) == "speaker":
         shown += [("known speakers", number(scores.get("speakers")))]
-        if scores.get("unknown_speakers"):
-            shown += [("utterances of unknown speakers", number(scores["unknown_speakers"]))]
+        if scores.get("unknown_utterances"):
+            shown += [("utterances of unknown speakers", number(scores["unknown_utterances"]))]
         if "eer" in scores:
             shown += [("equal error rate", percent(scores["eer"])), ("threshold", number(scores["eer_threshold"]))]
             shown += [("minDCF", number(scores["min_dcf"]))]

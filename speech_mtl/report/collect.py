@@ -145,7 +145,7 @@ def kind_of_scores(scores: dict[str, Any]) -> str:
 def by_speaker(evidence: Evidence) -> list[Tally]:
     """A tally a speaker, those with the highest word error rate first, then the worst identified."""
     task = evidence.first("speaker")
-    tallies = _tally(evidence, lambda row: row[task].get("ref") if task in row else None)
+    tallies = _tally(evidence, lambda row: row.get("true_speaker") or row.get(task or "", {}).get("ref"))
     return sorted(tallies, key=lambda t: (-(t.wer or 0), t.accuracy if t.accuracy is not None else 1, t.label))
 
 

@@ -1,5 +1,6 @@
 """Speech recognition: a linear CTC head (Graves et al. 2006) on the last block.
 
+In training the same head also reads the middle block, for a share of the loss (Lee & Watanabe 2021, arXiv 2102.03216).
 Output 'log_probs' (B, S, V+1) with the blank last, 'lengths' (B,). Target: the text's token ids.
 """
 
@@ -26,6 +27,7 @@ class ASR(Task):
         super().__init__()
         self.tokenizer = tokenizer
         self.frame_s = config.features.hop_samples * config.encoder.subsampling / config.features.sample_rate
+        self.intermediate = config.tasks[name].intermediate
         self.dropout = nn.Dropout(config.tasks[name].dropout)
         self.linear = nn.Linear(config.encoder.d_model, len(tokenizer) + 1)
 
@@ -45,23 +47,34 @@ class ASR(Task):
         }
 
     def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
-        frames_BSD = blocks[-1]
-        if rows_B is not None:
-            frames_BSD, lengths_B = frames_BSD[rows_B], lengths_B[rows_B]
-        logits_BSV = self.linear(self.dropout(frames_BSD))
-        return {"log_probs": F.log_softmax(logits_BSV.float(), dim=-1), "lengths": lengths_B}
+        output = {"log_probs": self._log_probs(blocks[-1], rows_B)}
+        if self.training and self.intermediate:
+            output["middle"] = self._log_probs(blocks[(len(blocks) - 1) // 2], rows_B)
+        return output | {"lengths": lengths_B if rows_B is None else lengths_B[rows_B]}
+
+    def _log_probs(self, frames_BSD: Tensor, rows_B: Tensor | None) -> Tensor:
+        frames_BSD = frames_BSD if rows_B is None else frames_BSD[rows_B]
+        return F.log_softmax(self.linear(self.dropout(frames_BSD)).float(), dim=-1)
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         """Negative log-likelihood per token, summed over the labelled utterances."""
-        log_probs_BSV, mask = output["log_probs"], targets["mask"]
+        final = self._ctc(output["log_probs"], output["lengths"], targets)
+        if "middle" not in output:
+            return final
+        return (1 - self.intermediate) * final + self.intermediate * self._ctc(
+            output["middle"], output["lengths"], targets
+        )
+
+    def _ctc(self, log_probs_BSV: Tensor, lengths_B: Tensor, targets: dict[str, Tensor]) -> Tensor:
+        mask = targets["mask"]
         if not bool(mask.any()):
             return log_probs_BSV.sum()  # of no rows: zero, and still part of the graph
-        lengths = targets["lengths"][mask]
+        token_counts = targets["lengths"][mask]
         nll_B = F.ctc_loss(
-            log_probs_BSV.transpose(0, 1), targets["tokens"][mask], output["lengths"], lengths,
+            log_probs_BSV.transpose(0, 1), targets["tokens"][mask], lengths_B, token_counts,
             blank=log_probs_BSV.size(-1) - 1, reduction="none",
         )  # fmt: skip
-        return (nll_B / lengths.clamp(min=1)).sum()
+        return (nll_B / token_counts.clamp(min=1)).sum()
 
     def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
         """text, words (list of decode.Word)."""
