@@ -73,7 +73,7 @@ class TrainingConsole:
                 self.board.add_scalar(f"loss/{name}", loss, round(1000 * epochs))
             self.board.add_scalar("lr", lr, round(1000 * epochs))
         now = time.monotonic()
-        if not self.console.is_terminal and now - self.printed > 30:  # in a log file, a line a minute
+        if not self.console.is_terminal and now - self.printed > 60:  # in a log file, a line a minute
             self.console.print(f"epoch {epochs:.2f}  {elapsed_s / 60:.1f} min  lr {lr:.2e}  {shown}", highlight=False)
             self.printed = now
         seconds, self.last = now - self.last, now

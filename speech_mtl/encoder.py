@@ -204,7 +204,7 @@ class ConvolutionModule(nn.Module):
 
 
 class FrameBatchNorm(nn.BatchNorm1d):
-    """BatchNorm over (B, S, D), for imported models: in eval mode its statistics are fixed, so padding has no effect."""
+    """BatchNorm over (B, S, D), for imported models: in eval mode, with fixed statistics, padding has no effect."""
 
     def forward(self, x_BSD: Tensor) -> Tensor:
         return super().forward(x_BSD.flatten(0, 1)).view_as(x_BSD)

@@ -32,7 +32,7 @@ def _counts(*values: int) -> dict[str, int]:
 
 
 def error_rates(counts: Sequence[dict[str, int]]) -> dict[str, float | int]:
-    """wer and cer (sum of errors over sum of lengths) with the counts they come from; None where there is no word to count."""
+    """wer and cer (sum of errors over sum of lengths) with their counts; None where there is no word to count."""
     total = {name: sum(row[name] for row in counts) for name in _counts(0, 0, 0, 0, 0, 0)}
     errors = total["substitutions"] + total["deletions"] + total["insertions"]
     rates: dict[str, Any] = {

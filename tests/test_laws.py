@@ -92,7 +92,7 @@ def gradients(config: Config, seed: int = 0) -> dict[str, torch.Tensor]:
 
 
 def test_missing_label_gives_no_gradient(corpus: dict[str, str], tmp_path: Path) -> None:
-    """Law 3: with no speaker label in the batch, the speaker head's gradient is exactly zero and the trunk's the ASR's."""
+    """Law 3: with no speaker label in the batch, the speaker head's gradient is zero and the trunk's is the ASR's."""
     values = tiny_values(corpus)
     values["augment"] = {"gain_db": 0.0}
     values["encoder"]["dropout"] = 0.0
