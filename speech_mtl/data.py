@@ -280,21 +280,22 @@ def batches(
     processes: int = 1,
 ) -> DataLoader:
     """Batches of one epoch, of at most data.max_duration_s of audio each; in training shuffled and augmented."""
+    shared: dict[str, Any] = {"max_duration": config.data.max_duration_s, "rank": rank, "world_size": processes}
     sampler: CutSampler
     if train and epoch < config.data.sorted_epochs:
         kept = [cut for cut in cuts if usable(cut, config.data) is None]
-        cuts = CutSet.from_cuts(sorted(kept, key=lambda cut: (cut.duration, cut.id)))
-        sampler = SimpleCutSampler(cuts, max_duration=config.data.max_duration_s, rank=rank, world_size=processes)
+        sampler = SimpleCutSampler(CutSet.from_cuts(sorted(kept, key=lambda cut: (cut.duration, cut.id))), **shared)
     else:
         if train:
             cuts = cuts.filter(partial(_is_usable, config=config.data))
             if config.augment.concat_prob:
                 cuts = CutSet(_StrungTogether(cuts, config, epoch))
-        buckets = sum(1 for _ in islice(cuts, config.data.n_buckets))  # lhotse wants a cut for every bucket
-        sampler = DynamicBucketingSampler(
-            cuts, max_duration=config.data.max_duration_s, num_buckets=buckets, shuffle=train,
-            seed=config.train.seed, rank=rank, world_size=processes,
-        )  # fmt: skip
+        shared |= {"shuffle": train, "seed": config.train.seed}
+        buckets = sum(1 for _ in islice(cuts, config.data.n_buckets))
+        if buckets > 1:  # lhotse wants a cut for every bucket
+            sampler = DynamicBucketingSampler(cuts, num_buckets=buckets, **shared)
+        else:
+            sampler = SimpleCutSampler(cuts, **shared)
     return DataLoader(
         SpeechDataset(config, augment=train), sampler=_EpochBatches(sampler, epoch, skip), batch_size=None,
         num_workers=config.data.workers, worker_init_fn=_leave_signals_to_the_loop,

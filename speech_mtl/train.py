@@ -119,7 +119,7 @@ class Trainer:
         )  # fmt: skip
         self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
         set_seed(config.train.seed, device_specific=True)  # and masks of its own for every process
-        self.epoch, self.batches_done, self.consumed_s, self.step = 0, 0, 0.0, 0
+        self.epoch, self.batches_done, self.consumed, self.step = 0, 0, 0, 0
         self.best = math.inf
         self.elapsed_s = 0.0
         self.interrupted = False
@@ -147,15 +147,15 @@ class Trainer:
                         )
                     if self.progress() >= config.epochs:
                         break
-                self.epoch, self.batches_done, self.consumed_s = self.epoch + 1, 0, 0.0
+                self.epoch, self.batches_done, self.consumed = self.epoch + 1, 0, 0
                 if self.epoch % config.eval_every == 0 or self.epoch >= config.epochs:
                     self._evaluate(console)
                 self.save_state()
         return self.out
 
     def progress(self) -> float:
-        """Epochs done, by the audio consumed."""
-        return self.epoch + self.consumed_s / self.inventory.duration_s
+        """Epochs done, by the utterances consumed."""
+        return self.epoch + min(self.consumed / self.inventory.utterances, 1.0)
 
     def _any_process(self, flag: bool) -> bool:
         """Whether the flag is set anywhere: what all must do together, all must decide alike."""
@@ -213,8 +213,8 @@ class Trainer:
         self.ema.update_parameters(self.raw_model)
         self.step += 1
         self.batches_done += len(group)
-        seconds = torch.tensor(sum(cut.duration for batch in group for cut in batch.cuts), device=device)
-        self.consumed_s += accelerator.reduce(seconds, "sum").item()
+        consumed = torch.tensor(sum(len(batch.cuts) for batch in group), device=device)
+        self.consumed += int(accelerator.reduce(consumed, "sum").item())
         means = (accelerator.reduce(totals, "sum") / accelerator.num_processes).tolist()
         return dict(zip(self.kinds, means, strict=True))
 
@@ -261,9 +261,9 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "config": json.dumps(self.config.model_dump()), "model": self.raw_model.state_dict(),
+            "config": json.dumps(self.config.model_dump()), "labels": json.dumps(self.raw_model.labels), "model": self.raw_model.state_dict(),
             "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(), "rngs": rngs,
-            "place": [self.epoch, self.batches_done, self.consumed_s, self.step, self.best, self.elapsed_s],
+            "place": [self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s],
         }  # fmt: skip
         if torch.cuda.is_available():
             state["cuda_rng"] = torch.cuda.get_rng_state()
@@ -278,10 +278,13 @@ class Trainer:
             f"{s}.{k}" for s in now for k in now[s] if before[s].get(k) != json.loads(json.dumps(now[s][k]))
         ]:
             raise CheckpointError(f"{path} belongs to another config; these differ: {', '.join(changed)}")
+        labels = json.loads(state["labels"])
+        if changed := [task for task in labels if labels[task] != self.raw_model.labels.get(task)]:
+            raise CheckpointError(f"{path}: the training data has other classes now for {', '.join(changed)}")
         self.raw_model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch, self.batches_done, self.consumed_s, self.step, self.best, self.elapsed_s = state["place"]
+        self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s = state["place"]
         torch.set_rng_state(state["rngs"][self.accelerator.process_index].clone())
         if "cuda_rng" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"])

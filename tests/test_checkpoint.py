@@ -1,0 +1,91 @@
+"""The model folder: round trip, missing and altered files, a full disk."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import tiny_model
+from safetensors.torch import load_file, save_file
+
+from speech_mtl.checkpoint import CheckpointError, load_model, save_model, write_atomically
+from speech_mtl.config import Config
+
+
+@pytest.fixture
+def folder(tiny_config: Config, tmp_path: Path) -> Path:
+    save_model(tiny_model(tiny_config), tmp_path / "model", "# card\n")
+    return tmp_path / "model"
+
+
+def outputs(model: torch.nn.Module) -> torch.Tensor:
+    audio_BN = 0.1 * torch.sin(torch.arange(16000) / 7)[None]
+    return model(audio_BN, torch.tensor([16000]))["asr"]["log_probs"]
+
+
+def test_round_trip(folder: Path, tiny_config: Config) -> None:
+    original, loaded = tiny_model(tiny_config), load_model(folder)
+    assert torch.equal(outputs(original), outputs(loaded))
+    assert loaded.config == tiny_config and loaded.labels == original.labels and not loaded.training
+    assert len(loaded.fingerprint) == 16 and (folder / "README.md").read_text() == "# card\n"
+
+
+def test_half_precision_storage_gives_nearly_the_same(tiny_config: Config, tmp_path: Path) -> None:
+    save_model(tiny_model(tiny_config), tmp_path / "half", "", dtype=torch.float16)
+    loaded = load_model(tmp_path / "half")
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+    torch.testing.assert_close(outputs(loaded), outputs(tiny_model(tiny_config)), atol=2e-2, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer.json", "labels.json", "config.json"])
+def test_missing_and_altered_files_are_named(folder: Path, name: str) -> None:
+    if name != "config.json":
+        content = bytearray((folder / name).read_bytes())
+        content[-3] ^= 1
+        (folder / name).write_bytes(content)
+        with pytest.raises(CheckpointError, match=f"{name} was altered"):
+            load_model(folder)
+    (folder / name).unlink()
+    with pytest.raises(CheckpointError, match=f"{name} is missing"):
+        load_model(folder)
+
+
+def test_another_format_and_an_unknown_key(folder: Path) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(described | {"format": 99}))
+    with pytest.raises(CheckpointError, match="format 99, this version reads 1"):
+        load_model(folder)
+    described["config"]["encoder"]["n_block"] = 3
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(CheckpointError, match="did you mean 'encoder.n_blocks'"):
+        load_model(folder)
+
+
+def test_tensors_that_do_not_fit_the_config(folder: Path, tiny_config: Config) -> None:
+    from speech_mtl.checkpoint import load_weights
+
+    model, weights = tiny_model(tiny_config), load_file(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"missing tensors \['tasks.asr.linear.bias'\]"):
+        load_weights(model, {k: v for k, v in weights.items() if k != "tasks.asr.linear.bias"}, "x")
+    with pytest.raises(CheckpointError, match=r"has shape \(1,\), the config asks for"):
+        load_weights(model, weights | {"tasks.asr.linear.bias": torch.zeros(1)}, "x")
+
+
+def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
+    path = tmp_path / "state"
+    write_atomically(path, lambda p: p.write_text("good"))
+
+    def full(temporary: Path) -> None:
+        temporary.write_text("ha")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        write_atomically(path, full)
+    assert path.read_text() == "good" and list(tmp_path.iterdir()) == [path]
+
+
+def test_weights_are_not_pickled(folder: Path) -> None:
+    save_file(load_file(folder / "model.safetensors"), folder / "again.safetensors")
+    assert not [path for path in folder.iterdir() if path.suffix in {".pt", ".bin", ".pkl"}]

@@ -1,0 +1,74 @@
+"""Recipes and overrides: what is refused, and how the message helps."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from speech_mtl.config import Config, ConfigError, load_recipe, parse_config, recipe_names
+
+
+@pytest.mark.parametrize("name", recipe_names())
+def test_every_recipe_is_valid_and_says_how_to_use_it(name: str) -> None:
+    config = load_recipe(name)
+    assert config.data.train and config.data.dev
+    head = (Path(__file__).parents[1] / "speech_mtl" / "recipes" / f"{name}.toml").read_text().split("\n[")[0]
+    assert f"train {name}" in head and "WER" in head
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"train": {"epoch": 3}}, "unknown key 'train.epoch'; did you mean 'train.epochs'?"),
+        ({"trian": {}}, "unknown key 'trian'; did you mean 'train'?"),
+        ({"tasks": {"asr": {"type": "asr", "wieght": 1}}}, "did you mean 'tasks.asr.weight'?"),
+        ({"train": {"epochs": -1}}, "train.epochs: Input should be greater than 0, found -1"),
+        ({"train": {"precision": "fp8"}}, "found \"fp8\""),
+        ({"encoder": {"d_model": 30, "n_heads": 4}}, "multiple of 2·n_heads"),
+        ({"encoder": {"kernel_size": 4}}, "must be odd, got 4"),
+        ({"tasks": {}}, "at least one task"),
+        ({"tasks": {"a": {"type": "asr"}, "b": {"type": "asr"}}}, "at most one task of type 'asr'"),
+        ({"tasks": {"utterances": {"type": "asr"}}}, "names a field of every result row"),
+        ({"tasks": {"speaker": {"type": "speaker", "blocks": 99}}}, "the encoder has 8"),
+        ({"train": {"select": "wer"}}, "accepted: mean, asr, speaker"),
+    ],
+)
+def test_refusals(values: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=".") as error:
+        parse_config(values, "recipe x")
+    assert message in str(error.value) and str(error.value).startswith("recipe x: ")
+
+
+def test_overrides() -> None:
+    config = load_recipe("fsdd", ["train.epochs=3", "text.case=upper", "augment.speeds=[1.0, 1.1]", "tasks.g.type=classify"])
+    assert (config.train.epochs, config.text.case, config.augment.speeds) == (3, "upper", [1.0, 1.1])
+    assert config.tasks["g"].type == "classify"
+
+
+@pytest.mark.parametrize("override", ["train.epochs", "=3", "train..x=1", "train.epochs.x=1"])
+def test_wrong_overrides(override: str) -> None:
+    with pytest.raises(ConfigError, match="--set"):
+        load_recipe("fsdd", [override])
+
+
+def test_unknown_recipes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="accepted: an4, fsdd"):
+        load_recipe("fsd")
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_recipe(tmp_path / "x.toml")
+    (tmp_path / "y.toml").write_text("[train\n")
+    with pytest.raises(ConfigError, match="not valid TOML"):
+        load_recipe(tmp_path / "y.toml")
+
+
+def test_a_config_survives_its_own_dump() -> None:
+    config = load_recipe("an4")
+    assert parse_config(config.model_dump(), "dump") == config and Config() != config
+
+
+def test_config_imports_no_torch() -> None:
+    code = "import sys; import speech_mtl.config; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,160 @@
+"""Manifests with faults, unreadable recordings, augmentation, batches."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import RATE, make_corpus, tiny_values
+from lhotse import CutSet, Recording
+
+from speech_mtl.config import Config, parse_config
+from speech_mtl.data import DataError, Manifest, SpeechDataset, batches, read_cuts, take_inventory
+from speech_mtl.tasks import label_of
+
+
+def lines_of(path: str) -> list[dict]:
+    with gzip.open(path, "rt") as file:
+        return [json.loads(line) for line in file]
+
+
+def write(path: Path, lines: list[str]) -> Path:
+    path.write_text("".join(line + "\n" for line in lines))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda cut: "{broken", "line 2: not valid JSON"),
+        (lambda cut: json.dumps(cut | {"colour": "red"}), "line 2: not a lhotse cut: TypeError: .*colour"),
+        (lambda cut: json.dumps(cut | {"duration": -1.0}), "line 2: cut '.*' ends before it starts: duration -1.0 s"),
+        (
+            lambda cut: json.dumps(cut | {"supervisions": [cut["supervisions"][0] | {"duration": -2.0}]}),
+            "line 2: supervision '.*' ends before it starts: -2.0 s",
+        ),
+        (lambda cut: json.dumps(cut["recording"]), "line 2: expected a cut, found a Recording"),
+        (lambda cut: json.dumps([1, 2]), "line 2: not a lhotse cut"),
+    ],
+)
+def test_a_faulty_line_is_named(corpus: dict[str, str], tmp_path: Path, change: object, message: str) -> None:
+    cuts = lines_of(corpus["dev"])
+    path = write(tmp_path / "cuts.jsonl", [json.dumps(cuts[0]), change(cuts[1])])  # type: ignore[operator]
+    with pytest.raises(DataError, match=message):
+        list(Manifest(path))
+
+
+def test_missing_empty_and_truncated_manifests(corpus: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not exist"):
+        Manifest(tmp_path / "no.jsonl.gz")
+    with pytest.raises(DataError, match="is empty"):
+        list(Manifest(write(tmp_path / "empty.jsonl", [])))
+    whole = Path(corpus["dev"]).read_bytes()
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match="unreadable after line"):
+        list(Manifest(tmp_path / "cut.jsonl.gz"))
+
+
+def test_a_manifest_listed_twice_has_distinct_ids(corpus: dict[str, str]) -> None:
+    ids = [cut.id for cut in read_cuts([corpus["dev"], corpus["dev"]])]
+    assert len(ids) == len(set(ids)) == 24
+
+
+@pytest.mark.parametrize(
+    ("rate", "channels", "subtype", "suffix"),
+    [(8000, 1, "PCM_16", "wav"), (44100, 2, "PCM_24", "wav"), (22050, 1, "PCM_16", "flac"), (48000, 2, "VORBIS", "ogg")],
+)
+def test_any_rate_channels_and_format(
+    tiny_config: Config, tmp_path: Path, rate: int, channels: int, subtype: str, suffix: str
+) -> None:
+    path = tmp_path / f"a.{suffix}"
+    soundfile.write(path, 0.1 * np.ones((rate, channels)), rate, subtype=subtype)
+    batch = SpeechDataset(tiny_config)[0, [Recording.from_file(path).to_cut()]]
+    assert not batch.failed and abs(batch.audio_BN.shape[1] - RATE) <= 2
+
+
+def test_bad_recordings_are_reported_and_the_others_read(
+    tiny_config: Config, corpus: dict[str, str], tmp_path: Path
+) -> None:
+    good = list(read_cuts([corpus["dev"]]))[:2]
+    bad = []
+    for name, samples in {"nan": np.full(RATE, np.nan), "short": np.zeros(800), "gone": np.zeros(RATE)}.items():
+        soundfile.write(tmp_path / f"{name}.wav", samples, RATE, subtype="FLOAT")
+        bad.append(Recording.from_file(tmp_path / f"{name}.wav").to_cut().with_id(name))
+    (tmp_path / "gone.wav").unlink()
+    batch = SpeechDataset(tiny_config)[0, [good[0], *bad, good[1]]]
+    assert [cut.id for cut in batch.cuts] == [cut.id for cut in good]
+    reasons = dict(batch.failed)
+    assert set(reasons) == {"nan", "short", "gone"}
+    assert "NaN" in reasons["nan"] and "shorter than" in reasons["short"] and "gone.wav" in reasons["gone"]
+
+
+def test_speed_makes_a_new_speaker(corpus: dict[str, str]) -> None:
+    values = tiny_values(corpus)
+    values["augment"] = {"speeds": [0.8], "gain_db": 0.0}
+    cuts = list(read_cuts([corpus["dev"]]))[:3]
+    batch = SpeechDataset(parse_config(values, "test"), augment=True)[0, cuts]
+    assert [label_of(cut, "speaker") for cut in batch.cuts] == [f"{label_of(cut, 'speaker')}@0.8" for cut in cuts]
+    assert [label_of(cut, "text") for cut in batch.cuts] == [label_of(cut, "text") for cut in cuts]
+    for cut, samples in zip(cuts, batch.samples_B.tolist(), strict=True):
+        assert abs(samples - cut.duration * RATE / 0.8) < 20
+
+
+def test_noise_is_mixed_at_its_ratio(corpus: dict[str, str], tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "noise.wav", 0.1 * np.random.default_rng(0).standard_normal(5 * RATE), RATE)
+    noise = Recording.from_file(tmp_path / "noise.wav").to_cut()
+    CutSet.from_cuts([noise]).to_file(tmp_path / "noise.jsonl.gz")
+    values = tiny_values(corpus)
+    noisy = {"noise": str(tmp_path / "noise.jsonl.gz"), "noise_prob": 1.0, "noise_snr_db": (10.0, 10.0), "gain_db": 0.0}
+    cuts = list(read_cuts([corpus["dev"]]))[:3]
+    clean = SpeechDataset(parse_config(values, "clean"))[0, cuts]
+    mixed = SpeechDataset(parse_config(values | {"augment": noisy}, "noisy"), augment=True)[0, cuts]
+    assert mixed.samples_B.tolist() == clean.samples_B.tolist() and not mixed.failed
+    power = clean.audio_BN.square().sum(1) / (mixed.audio_BN - clean.audio_BN).square().sum(1)
+    assert (10 * power.log10() - 10).abs().max() < 1.0
+
+
+def test_strung_together_utterances_keep_speaker_and_texts(corpus: dict[str, str]) -> None:
+    values = tiny_values(corpus)
+    values["augment"] = {"concat_prob": 1.0, "concat_max_s": 5.0, "gain_db": 0.0}
+    config = parse_config(values, "test")
+    originals = {cut.id: cut for cut in read_cuts([corpus["train"]])}
+    longer = 0
+    for batch in batches(read_cuts([corpus["train"]]), config, train=True):
+        for cut, samples in zip(batch.cuts, batch.samples_B.tolist(), strict=True):
+            first = originals[cut.id]
+            assert label_of(cut, "speaker") == label_of(first, "speaker")
+            text = label_of(cut, "text") or ""
+            assert text.startswith(label_of(first, "text") or "?")
+            assert abs(samples / RATE - 0.3 * len(text.split())) < 0.01  # a word lasts 0.3 s
+            longer += text != label_of(first, "text")
+    assert longer > 10
+
+
+def test_batches_keep_to_their_limit(tiny_config: Config) -> None:
+    for batch in batches(read_cuts(tiny_config.data.dev), tiny_config):
+        assert batch.audio_BN.numel() <= 1.01 * tiny_config.data.max_duration_s * RATE
+
+
+def test_a_single_cut_is_a_batch(tiny_config: Config, corpus: dict[str, str]) -> None:
+    one = CutSet.from_cuts(list(read_cuts([corpus["dev"]]))[:1])
+    assert [len(batch.cuts) for batch in batches(one, tiny_config)] == [1]
+
+
+def test_sorted_epochs_begin_with_the_short(corpus: dict[str, str]) -> None:
+    values = tiny_values(corpus)
+    values["data"]["sorted_epochs"] = 1
+    config = parse_config(values | {"augment": {}}, "test")
+    durations = [c.duration for b in batches(read_cuts([corpus["train"]]), config, train=True) for c in b.cuts]
+    assert durations == sorted(durations) and len(durations) == 48
+
+
+def test_inventory_counts_what_is_labelled(tiny_config: Config, tmp_path: Path, corpus: dict[str, str]) -> None:
+    silent = str(make_corpus(tmp_path, 2, seed=9, text=None))
+    found = take_inventory(read_cuts([corpus["dev"], silent]), tiny_config)
+    assert (found.utterances, len(found.texts)) == (18, 12)
+    assert found.labels() == {"speaker": ["ann", "bob", "cid"]}

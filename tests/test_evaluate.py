@@ -1,0 +1,93 @@
+"""Rows and summaries against counts made by hand; enrolment; failures; memory of names."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_corpus, tiny_model
+from lhotse import CutSet
+
+from speech_mtl.checkpoint import CheckpointError
+from speech_mtl.config import Config, parse_config
+from speech_mtl.data import DataError, read_cuts
+from speech_mtl.evaluate import enroll_references, evaluate, evaluate_rows, headline, read_rows, summarize
+
+
+def test_summary_equals_counts_made_by_hand() -> None:
+    errors = {"words": 4, "substitutions": 1, "deletions": 0, "insertions": 1, "chars": 20, "char_errors": 5}
+    rows = [
+        {
+            "id": str(i), "duration_s": 2.0, "compute_s": 0.5, "asr": {"hyp": "x", "ref": "y", "errors": errors},
+            "speaker": {"hyp": hyp, "ref": ref, "mode": "closed", "scores": {"a": a, "b": b}},
+        }
+        for i, (ref, hyp, a, b) in enumerate([("a", "a", 0.9, 0.1), ("b", "a", 0.6, 0.5), ("z", "b", 0.2, 0.3)])
+    ]  # fmt: skip
+    rows += [{"id": "bad", "error": "unreadable"}]
+    rows += [{"id": "3", "duration_s": 4.0, "compute_s": 1.0, "asr": {"hyp": "x"}, "speaker": {"hyp": "a"}}]
+    summary = summarize(rows, {"asr": "asr", "speaker": "speaker", "gender": "classify"}, parameters=7)
+    assert summary["asr"]["wer"] == 0.5 and summary["asr"]["cer"] == 0.25 and summary["asr"]["words"] == 12
+    assert summary["speaker"]["accuracy"] == 0.5 and summary["speaker"]["unknown_utterances"] == 1
+    assert summary["speaker"]["trials"] == 6 and summary["speaker"]["utterances"] == 2
+    assert summary["cost"] == {"parameters": 7, "rtf": 0.25, "audio_s": 10.0}
+    assert summary["failed"] == 1 and summary["utterances"] == 4 and "gender" not in summary
+    assert headline(summary, {"asr": "asr", "speaker": "speaker"}) == {"asr": 0.5, "speaker": 0.5}
+
+
+def test_evaluation_writes_a_row_an_utterance(tiny_config: Config, corpus: dict[str, str], tmp_path: Path) -> None:
+    summary = evaluate(tiny_model(tiny_config), [corpus["dev"]], tmp_path)
+    rows = list(read_rows(tmp_path / "utterances.jsonl"))
+    assert sorted(row["id"] for row in rows) == sorted(cut.id for cut in read_cuts([corpus["dev"]]))
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    assert summary["asr"]["words"] == sum(len(row["asr"]["ref"].split()) for row in rows)
+    right = sum(row["speaker"]["hyp"] == row["speaker"]["ref"] for row in rows)
+    assert summary["speaker"]["accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
+
+
+def test_a_task_without_labels_is_absent(tiny_config: Config, tmp_path: Path) -> None:
+    summary = evaluate(tiny_model(tiny_config), [str(make_corpus(tmp_path, 2, seed=4, text=None))], tmp_path / "eval")
+    assert "asr" not in summary and "speaker" in summary
+
+
+def test_rows_do_not_depend_on_the_batch(tiny_config: Config, corpus: dict[str, str]) -> None:
+    model = tiny_model(tiny_config)
+    together = {row["id"]: row for row in evaluate_rows(model, read_cuts([corpus["dev"]]))}
+    for cut in list(read_cuts([corpus["dev"]]))[:4]:
+        (alone,) = evaluate_rows(model, CutSet.from_cuts([cut]))
+        for row in (alone, together[cut.id]):
+            row.pop("compute_s", None)
+        assert alone["asr"]["hyp"] == together[cut.id]["asr"]["hyp"]
+        assert alone["speaker"]["score"] == pytest.approx(together[cut.id]["speaker"]["score"], abs=2e-4)
+
+
+def test_enrolment_is_the_normalised_mean(tiny_config: Config, corpus: dict[str, str]) -> None:
+    model = tiny_model(tiny_config)
+    references = enroll_references(model, read_cuts([corpus["dev"]]))
+    assert references.names == ["ann", "bob", "cid"]
+    torch.testing.assert_close(references.embeddings.norm(dim=1), torch.ones(3))
+    rows = list(evaluate_rows(model, read_cuts([corpus["dev"]]), references))
+    assert all(row["speaker"]["mode"] == "enrolled" and len(row["speaker"]["scores"]) == 3 for row in rows)
+
+
+def test_enrolment_without_names_is_an_error(tiny_config: Config, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="has no speaker label"):
+        enroll_references(tiny_model(tiny_config), read_cuts([make_corpus(tmp_path, 1, seed=8, speaker=None)]))
+
+
+def test_a_model_without_a_speaker_task_says_so(tiny_config: Config, corpus: dict[str, str]) -> None:
+    values = tiny_config.model_dump()
+    del values["tasks"]["speaker"]
+    with pytest.raises(CheckpointError, match="no speaker task; its tasks: asr"):
+        enroll_references(tiny_model(parse_config(values, "x")), read_cuts([corpus["dev"]]))
+
+
+def test_unreadable_recordings_become_rows(tiny_config: Config, tmp_path: Path) -> None:
+    manifest = make_corpus(tmp_path, 2, seed=7)
+    gone = next(tmp_path.glob("*.wav"))
+    gone.unlink()
+    summary = evaluate(tiny_model(tiny_config), [str(manifest)], tmp_path / "eval")
+    assert summary["failed"] == 1 and summary["utterances"] == 5
+    failed = [row for row in read_rows(tmp_path / "eval" / "utterances.jsonl") if "error" in row]
+    assert [row["id"] for row in failed] == [gone.stem] and gone.name in failed[0]["error"]

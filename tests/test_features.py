@@ -1,0 +1,70 @@
+"""Log-mel features against librosa, normalising, SpecAugment."""
+
+from __future__ import annotations
+
+import librosa
+import numpy as np
+import pytest
+import torch
+
+from speech_mtl.config import AugmentConfig, FeatureConfig
+from speech_mtl.features import LOG_FLOOR, LogMel, SpecAugment, frame_mask
+
+
+def test_log_mel_equals_librosa() -> None:
+    config = FeatureConfig()
+    audio = 0.1 * np.random.default_rng(0).standard_normal(16000).astype(np.float32)
+    ours, lengths = LogMel(config).log_mel(torch.from_numpy(audio)[None], torch.tensor([16000]))
+    emphasised = np.append(audio[:1], audio[1:] - config.preemphasis * audio[:-1])
+    theirs = librosa.feature.melspectrogram(
+        y=emphasised, sr=16000, n_fft=512, hop_length=160, win_length=400, center=True, pad_mode="constant",
+        window=np.hanning(400), power=2.0, n_mels=80, fmax=8000, norm="slaney", htk=False,
+    )  # fmt: skip
+    assert lengths.tolist() == [100]
+    np.testing.assert_allclose(ours[0].numpy(), np.log(theirs.T[:100] + LOG_FLOOR), atol=2e-3)
+
+
+@pytest.mark.parametrize("normalize", ["corpus", "utterance"])
+def test_padded_frames_are_zero(normalize: str) -> None:
+    features = LogMel(FeatureConfig.model_validate({"normalize": normalize}))
+    mel_BTF, lengths_B = features(torch.randn(2, 8000), torch.tensor([8000, 4000]))
+    assert lengths_B.tolist() == [50, 25]
+    assert not mel_BTF[1, 25:].any() and mel_BTF[1, :25].abs().max() > 0
+
+
+def test_utterance_normalising_has_mean_0_and_deviation_1() -> None:
+    features = LogMel(FeatureConfig(normalize="utterance"))
+    mel_BTF, lengths_B = features(torch.randn(1, 16000), torch.tensor([16000]))
+    torch.testing.assert_close(mel_BTF[0].mean(0), torch.zeros(80), atol=1e-4, rtol=0)
+    torch.testing.assert_close(mel_BTF[0].std(0), torch.ones(80), atol=1e-3, rtol=0)
+
+
+def test_measured_statistics_normalise_the_corpus() -> None:
+    features = LogMel(FeatureConfig())
+    audio_BN, samples_B = 0.1 * torch.randn(1, 48000), torch.tensor([48000])
+    features.measure([features.log_mel(audio_BN, samples_B)[0][0]])
+    mel_BTF, _ = features(audio_BN, samples_B)
+    torch.testing.assert_close(mel_BTF[0].mean(0), torch.zeros(80), atol=1e-3, rtol=0)
+    torch.testing.assert_close(mel_BTF[0].std(0), torch.ones(80), atol=1e-3, rtol=0)
+
+
+def test_level_shifts_every_bin_alike() -> None:
+    features = LogMel(FeatureConfig())
+    audio_BN, samples_B = 0.3 * torch.randn(1, 16000), torch.tensor([16000])
+    loud, _ = features.log_mel(audio_BN, samples_B)
+    soft, _ = features.log_mel(audio_BN / 2, samples_B)
+    torch.testing.assert_close(loud - soft, torch.full_like(loud, 2 * np.log(2)), atol=2e-2, rtol=0)
+
+
+def test_spec_augment_masks_within_its_limits() -> None:
+    torch.manual_seed(0)
+    config = AugmentConfig(time_masks=1, time_mask_frames=50, freq_masks=1, freq_mask_bins=8)
+    masked = SpecAugment(config)(torch.ones(64, 100, 80))
+    frames = (masked.sum(2) == 0).sum(1)
+    bins = (masked.sum(1) == 0).sum(1)
+    assert frames.max() <= 20 and bins.max() <= 8  # at most 20 % of the time
+    assert len(frames.unique()) > 5 and len(bins.unique()) > 3  # drawn for every utterance
+
+
+def test_frame_mask() -> None:
+    assert frame_mask(torch.tensor([0, 2]), 3).tolist() == [[False] * 3, [True, True, False]]

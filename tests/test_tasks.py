@@ -1,0 +1,113 @@
+"""The tasks' contract over every registered type, CTC's limits, the margin, labels."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import tiny_model, tiny_values
+from lhotse import MonoCut, SupervisionSegment
+
+from speech_mtl.config import parse_config
+from speech_mtl.data import SpeechDataset, read_cuts
+from speech_mtl.model import SpeechModel
+from speech_mtl.tasks import label_of
+from speech_mtl.tasks.asr import frames_needed
+from speech_mtl.tasks.pooling import PooledNorm, Pooling
+from speech_mtl.tasks.speaker import add_margin
+
+
+@pytest.fixture
+def model(corpus: dict[str, str]) -> SpeechModel:
+    values = tiny_values(corpus)
+    values["tasks"]["gender"] = {"type": "classify"}  # a third task is one line
+    return tiny_model(parse_config(values, "test"))
+
+
+def cut(duration_s: float = 1.0, **labels: object) -> MonoCut:
+    supervision = SupervisionSegment("s", "r", 0.0, duration_s, **labels)  # type: ignore[arg-type]
+    return MonoCut("c", 0.0, duration_s, 0, supervisions=[supervision])
+
+
+@pytest.mark.parametrize("task", ["asr", "speaker", "gender"])
+@pytest.mark.parametrize("rows", [0, 1, 5])
+def test_contract(model: SpeechModel, corpus: dict[str, str], task: str, rows: int) -> None:
+    """Any number of labelled rows gives a finite loss, and a gradient (perhaps zero) for all the task's parameters."""
+    model.train()
+    batch = SpeechDataset(model.config)[0, list(read_cuts([corpus["dev"]]))[:5]]
+    targets = model.targets(batch.cuts, batch.samples_B)
+    targets[task]["mask"][rows:] = False
+    labelled = {name: t["mask"] for name, t in targets.items()}
+    outputs = model(batch.audio_BN, batch.samples_B, rows=labelled)
+    loss = model.task(task).loss(outputs[task], targets[task])
+    loss.backward()
+    assert math.isfinite(loss.item()) and (loss.item() == 0) == (rows == 0)
+    used = [p for name, p in model.task(task).named_parameters()]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in used)
+    model.eval()
+    predictions = model.predict(batch.audio_BN, batch.samples_B)
+    assert len(predictions) == 5 and all(set(p) == {"asr", "speaker", "gender"} for p in predictions)
+
+
+def test_text_too_long_for_its_audio_is_no_label(model: SpeechModel) -> None:
+    """10 encoder frames hold 'low low' (8 tokens) but not a longer text; characters nobody trained on do not fit."""
+    lengths = torch.full((3,), 10)
+    cuts = [cut(text="low low"), cut(text="low low low"), cut(text="zzz")]
+    assert model.task("asr").targets(cuts, lengths)["mask"].tolist() == [True, False, False]
+
+
+def test_frames_needed() -> None:
+    assert frames_needed([]) == 0 and frames_needed([1, 2, 3]) == 3 and frames_needed([1, 1, 2, 2]) == 6
+
+
+def test_a_speaker_nobody_trained_on_is_no_label(model: SpeechModel) -> None:
+    targets = model.task("speaker").targets([cut(speaker="ann"), cut(speaker="zoe"), cut()], torch.ones(3))
+    assert targets["mask"].tolist() == [True, False, False]
+
+
+def test_label_of() -> None:
+    labelled = cut(text="a", gender="female", custom={"accent": "scottish", "age": 30})
+    assert [label_of(labelled, n) for n in ("text", "gender", "accent", "age", "speaker", "mood")] == [
+        "a", "female", "scottish", "30", None, None,
+    ]  # fmt: skip
+    two = MonoCut("c", 0, 2, 0, supervisions=[cut(text="a", speaker="x").supervisions[0]] * 2)
+    assert label_of(two, "text") == "a a" and label_of(two, "speaker") == "x"
+    two.supervisions[1] = cut(text="b", speaker="y").supervisions[0]
+    assert label_of(two, "speaker") is None
+
+
+def test_margin_is_added_to_the_angle() -> None:
+    angles = torch.tensor([0.3, 1.0, 2.0])
+    cosine = torch.stack([angles.cos(), torch.zeros(3)], dim=1)
+    moved = add_margin(cosine, torch.zeros(3, dtype=torch.long), margin=0.2)
+    torch.testing.assert_close(moved[:, 0], (angles + 0.2).cos(), atol=1e-5, rtol=0)
+    assert not moved[:, 1].any()
+    falling = add_margin(torch.linspace(-1, 1, 400)[:, None], torch.zeros(400, dtype=torch.long), 0.2)[:, 0]
+    assert (falling.diff() > -1e-2).all()  # also beyond pi - margin a larger angle never scores more
+
+
+def test_speeds_are_classes_but_no_answers(corpus: dict[str, str]) -> None:
+    model = tiny_model(parse_config(tiny_values(corpus), "test"))
+    task = model.task("speaker")
+    assert list(task.index) == ["ann", "bob", "cid", "ann@0.9", "bob@0.9", "cid@0.9"]  # type: ignore[arg-type,attr-defined]
+    output = task([torch.randn(2, 9, 32)] * 2, torch.tensor([9, 9]))
+    assert output["cosine"].shape == (2, 6) and task.predict(output)[0]["cosine"].shape == (3,)
+
+
+def test_pooling_of_constant_frames() -> None:
+    """Whatever the attention, constant frames have themselves as mean and no deviation."""
+    pooling = Pooling(d_model=4, n_blocks=2).eval()
+    frame_D = torch.tensor([1.0, -2.0, 0.5, 3.0])
+    pooled = pooling([frame_D.expand(1, 7, 4)] * 2, torch.tensor([5]))
+    torch.testing.assert_close(pooled[0, :4] * math.sqrt(1 + 1e-5), frame_D, atol=1e-5, rtol=0)
+    assert pooled[0, 4:].abs().max() < 2e-3
+
+
+def test_pooled_norm_of_one_utterance_uses_running_statistics() -> None:
+    norm = PooledNorm(3).train()
+    norm.running_mean.fill_(1.0)  # type: ignore[union-attr,operator]
+    assert torch.equal(norm(torch.ones(1, 3)), torch.zeros(1, 3))
+    many = torch.randn(8, 3)
+    torch.testing.assert_close(norm(many), F.batch_norm(many, None, None, training=True))

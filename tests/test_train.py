@@ -1,0 +1,64 @@
+"""Training as a user meets it: it learns, refuses what cannot be trained, and writes a usable model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from conftest import make_corpus, tiny_values
+
+from speech_mtl.checkpoint import CheckpointError, load_model
+from speech_mtl.config import parse_config
+from speech_mtl.data import DataError
+from speech_mtl.evaluate import evaluate
+from speech_mtl.train import train
+
+
+def test_both_tasks_are_learnt(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["augment"] = {"time_masks": 0, "freq_masks": 0}
+    values["tasks"]["gender"] = {"type": "classify"}
+    values["tasks"]["speaker"]["weight"] = 0.1
+    values["train"] |= {"epochs": 30, "lr": 5e-3, "eval_every": 10, "ema_decay": 0.9}
+    values["text"] = {"units": "bpe", "vocab_size": 20}
+    model = load_model(train(parse_config(values, "test"), tmp_path / "run"))
+    summary = evaluate(model, [corpus["dev"]], tmp_path / "eval")
+    assert summary["asr"]["wer"] < 0.3
+    assert summary["speaker"]["accuracy"] > 0.9 and summary["gender"]["accuracy"] > 0.9
+    lines = [json.loads(line) for line in (tmp_path / "run/training/metrics.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [10, 20, 30] and "wer" in lines[0]["dev"]["asr"]
+    assert list((tmp_path / "run/training/tensorboard").iterdir())
+
+
+def test_bf16_trains(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["train"] |= {"epochs": 1, "precision": "bf16"}
+    load_model(train(parse_config(values, "test"), tmp_path / "run"))
+    (line,) = (tmp_path / "run/training/metrics.jsonl").read_text().splitlines()
+    assert all(0 < loss < 100 for loss in json.loads(line)["loss"].values())
+
+
+def test_refusals(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    with pytest.raises(DataError, match="names no manifest"):
+        train(parse_config(values | {"data": {}}, "x"), tmp_path / "a")
+    no_text = str(make_corpus(tmp_path, 1, seed=3, text=None))
+    with pytest.raises(DataError, match="task 'asr': no training utterance has a text"):
+        train(parse_config(values | {"data": values["data"] | {"train": [no_text]}}, "x"), tmp_path / "b")
+    one = str(make_corpus(tmp_path, 1, seed=4, speaker="ann"))
+    with pytest.raises(DataError, match=r"task 'speaker': at least two different labels.*\['ann'\]"):
+        train(parse_config(values | {"data": values["data"] | {"train": [one]}}, "x"), tmp_path / "c")
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        train(parse_config(values, "x"), tmp_path / "d", resume=True)
+
+
+def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["train"]["epochs"] = 1
+    train(parse_config(values, "x"), tmp_path / "run")
+    with pytest.raises(CheckpointError, match="already holds a run"):
+        train(parse_config(values, "x"), tmp_path / "run")
+    values["train"]["lr"] = 1e-4
+    with pytest.raises(CheckpointError, match=r"another config; these differ: train\.lr"):
+        train(parse_config(values, "x"), tmp_path / "run", resume=True)
