@@ -22,6 +22,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.box import MARKDOWN
@@ -47,7 +48,7 @@ Clock = Callable[[], float]
 class Adapter(nn.Module):
     """A peer called as ours is: mel_BTF, lengths_B -> frames; `call` gets the modules by name."""
 
-    def __init__(self, call: Callable[[Adapter, Tensor, Tensor], Tensor], **modules: nn.Module):
+    def __init__(self, call: Callable[[Any, Tensor, Tensor], Tensor], **modules: nn.Module):
         super().__init__()
         self.call = call
         for name, module in modules.items():
@@ -103,7 +104,7 @@ def speechbrain_conformer(dropout: float) -> nn.Module:
     from speechbrain.lobes.models.transformer.Conformer import ConformerEncoder
     from speechbrain.nnet.attention import RelPosEncXL
 
-    def call(self: Adapter, mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+    def call(self: Any, mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
         frames_BSD = self.linear(self.front_end(mel_BTF).flatten(2))
         padding_BS = ~frame_mask((lengths_B + 3) // 4, frames_BSD.size(1))
         return self.encoder(frames_BSD, src_key_padding_mask=padding_BS, pos_embs=self.positions(frames_BSD))[0]
@@ -218,7 +219,7 @@ def main() -> None:
         console.print(f"left out: {name} ({why}); pip install -e '.\\[benchmarks]'")
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else float("nan")
     console.print(
-        f"{cpu_model()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, load {load:.1f} at the start; "
+        f"{cpu_model()}, {os.cpu_count()} cores, {torch.backends.cpu.get_cpu_capability()}, load {load:.1f}; "
         f"torch {torch.__version__}, {args.threads} threads, {'CPU' if args.cpu_time else 'wall-clock'} time, "
         f"{args.rounds} rounds, dropout {args.dropout}, {'padded' if args.padded else 'full'} batches"
     )

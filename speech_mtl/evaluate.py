@@ -134,7 +134,7 @@ def summarize(rows: Iterable[Row], kinds: dict[str, str], parameters: int) -> di
         audio_s += row["duration_s"]
         compute_s += row["compute_s"]
         for name, kind in kinds.items():
-            if "ref" in row[name]:
+            if "ref" in row.get(name, ()):
                 collected[name].append(_essence(kind, row[name], names))
     summary: dict[str, Any] = {name: _SCORE[kinds[name]](items) for name, items in collected.items() if items}
     rtf = round(compute_s / audio_s, 6) if audio_s else None
