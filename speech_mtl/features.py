@@ -24,6 +24,11 @@ def frame_mask(lengths_B: Tensor, size: int) -> Tensor:
 class LogMel(nn.Module):
     """Log-mel features with fixed ('corpus') or per-utterance normalising."""
 
+    filters_KF: Tensor
+    window: Tensor
+    mean_F: Tensor
+    scale_F: Tensor
+
     def __init__(self, config: FeatureConfig):
         super().__init__()
         self.config = config

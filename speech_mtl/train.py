@@ -102,7 +102,9 @@ class Trainer:
 
     def __init__(self, config: Config, out: Path):
         self.config, self.out = config, out
-        self.accelerator = Accelerator(mixed_precision=config.train.precision)
+        self.accelerator = Accelerator(
+            mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available()
+        )  # fmt: skip
         set_seed(config.train.seed)  # the same start everywhere
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
@@ -183,6 +185,8 @@ class Trainer:
         accelerator, device = self.accelerator, self.accelerator.device
         for batch in group:
             self.failed.update(batch.failed)
+            if not batch.cuts:
+                raise DataError(f"no utterance of a whole batch could be read; the first: {batch.failed[0][1]}")
         group_targets = [self.raw_model.targets(batch.cuts, batch.samples_B) for batch in group]
         counts = torch.tensor(
             [[t[name]["mask"].sum() for name in self.kinds] for t in group_targets], device=device
@@ -261,8 +265,9 @@ class Trainer:
         if not self.accelerator.is_main_process:
             return
         state = {
-            "config": json.dumps(self.config.model_dump()), "labels": json.dumps(self.raw_model.labels), "model": self.raw_model.state_dict(),
-            "ema": self.ema.state_dict(), "optimizer": self.optimizer.state_dict(), "rngs": rngs,
+            "config": json.dumps(self.config.model_dump()), "labels": json.dumps(self.raw_model.labels),
+            "model": self.raw_model.state_dict(), "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(), "rngs": rngs,
             "place": [self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s],
         }  # fmt: skip
         if torch.cuda.is_available():

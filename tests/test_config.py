@@ -26,7 +26,7 @@ def test_every_recipe_is_valid_and_says_how_to_use_it(name: str) -> None:
         ({"trian": {}}, "unknown key 'trian'; did you mean 'train'?"),
         ({"tasks": {"asr": {"type": "asr", "wieght": 1}}}, "did you mean 'tasks.asr.weight'?"),
         ({"train": {"epochs": -1}}, "train.epochs: Input should be greater than 0, found -1"),
-        ({"train": {"precision": "fp8"}}, "found \"fp8\""),
+        ({"train": {"precision": "fp8"}}, 'found "fp8"'),
         ({"encoder": {"d_model": 30, "n_heads": 4}}, "multiple of 2·n_heads"),
         ({"encoder": {"kernel_size": 4}}, "must be odd, got 4"),
         ({"tasks": {}}, "at least one task"),
@@ -43,7 +43,8 @@ def test_refusals(values: dict, message: str) -> None:
 
 
 def test_overrides() -> None:
-    config = load_recipe("fsdd", ["train.epochs=3", "text.case=upper", "augment.speeds=[1.0, 1.1]", "tasks.g.type=classify"])
+    overrides = ["train.epochs=3", "text.case=upper", "augment.speeds=[1.0, 1.1]", "tasks.g.type=classify"]
+    config = load_recipe("fsdd", overrides)
     assert (config.train.epochs, config.text.case, config.augment.speeds) == (3, "upper", [1.0, 1.1])
     assert config.tasks["g"].type == "classify"
 

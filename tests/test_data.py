@@ -66,7 +66,12 @@ def test_a_manifest_listed_twice_has_distinct_ids(corpus: dict[str, str]) -> Non
 
 @pytest.mark.parametrize(
     ("rate", "channels", "subtype", "suffix"),
-    [(8000, 1, "PCM_16", "wav"), (44100, 2, "PCM_24", "wav"), (22050, 1, "PCM_16", "flac"), (48000, 2, "VORBIS", "ogg")],
+    [
+        (8000, 1, "PCM_16", "wav"),
+        (44100, 2, "PCM_24", "wav"),
+        (22050, 1, "PCM_16", "flac"),
+        (48000, 2, "VORBIS", "ogg"),
+    ],
 )
 def test_any_rate_channels_and_format(
     tiny_config: Config, tmp_path: Path, rate: int, channels: int, subtype: str, suffix: str
