@@ -5,6 +5,7 @@ A cut is one utterance; a label it lacks is None, and a missing label changes no
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
@@ -16,30 +17,30 @@ if TYPE_CHECKING:
     from speech_mtl.text import Tokenizer
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """The contract. B utterances, S encoder frames, D model width."""
 
+    @abstractmethod
     def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
         """Labels as CPU tensors, with 'mask' (B,) True where the utterance has a usable one for its encoder frames."""
-        raise NotImplementedError
 
+    @abstractmethod
     def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         """The encoder blocks' frames_BSD -> output tensors, for the rows where rows_B is True (all where absent).
 
         Uses every parameter of the task, also for no rows at all: with several processes the others wait for it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         """Sum over the labelled utterances, whose rows `output` holds and no others.
 
         The caller divides by their number over all processes and accumulated batches.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
         """One plain dict an utterance."""
-        raise NotImplementedError
 
 
 def label_of(cut: Cut, name: str) -> str | None:

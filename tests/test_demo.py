@@ -1,0 +1,53 @@
+"""The demo's scores against a hand-worked case, and the demo itself with the bundled model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from speech_mtl.demo import DATA, compare, run
+from speech_mtl.recognizer import Recognizer, Result, Segment, Threshold
+
+
+def segment(start_s: float, end_s: float, speaker: str, text: str) -> Segment:
+    return Segment(start_s, end_s, text, [], speaker, 0.7, speaker, {})
+
+
+def test_compare_worked_by_hand() -> None:
+    """Two words of six wrong; the last turn, a third of the words, under a wrong name; an empty segment is nobody's."""
+    truth = [
+        {"start_s": 0.0, "end_s": 2.0, "speaker": "ann", "text": "one two three"},
+        {"start_s": 3.0, "end_s": 4.0, "speaker": "unknown", "text": "four"},
+        {"start_s": 5.0, "end_s": 6.0, "speaker": "bob", "text": "five six"},
+    ]
+    segments = [
+        segment(0.0, 1.0, "ann", "one"),
+        segment(1.0, 2.4, "ann", "too three"),
+        segment(2.4, 2.9, "bob", ""),
+        segment(2.9, 4.2, "unknown", "four"),
+        segment(4.9, 6.1, "ann", "five"),
+    ]
+    result = compare(Result("x.wav", 6.1, Threshold(0.5, ""), segments), truth)
+    assert result["wer"] == pytest.approx(2 / 6, abs=1e-6)
+    assert result["speaker_accuracy"] == pytest.approx(4 / 6, abs=1e-6)
+    assert [s["truth"]["speaker"] for s in result["segments"]] == ["ann", "ann", "unknown", "bob"]
+
+
+def test_demo_names_its_voices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = run(tmp_path)
+    assert result["wer"] < 0.2 and result["speaker_accuracy"] > 0.8
+    assert {s["speaker"] for s in result["segments"]} >= {"anna", "ben", "carla"}
+    assert json.loads((tmp_path / "demo.json").read_text()) == result
+    page = (tmp_path / "demo.html").read_text()
+    assert "data:audio" in page and "http" not in page.replace("http://www.w3.org", "")
+    assert f"{100 * result['wer']:.1f} %" in capsys.readouterr().out
+
+
+def test_the_bundled_model_does_not_know_a_stranger(tmp_path: Path) -> None:
+    recognizer = Recognizer.from_pretrained(db=tmp_path / "speakers.db")
+    assert recognizer.identify(DATA / "anna_1.flac").speaker == "unknown"  # nobody is enrolled yet
+    recognizer.enroll("anna", [DATA / "anna_1.flac", DATA / "anna_2.flac"])
+    assert recognizer.identify(DATA / "anna_3.flac").speaker == "anna"
+    assert recognizer.identify(DATA / "ben_2.flac").speaker == "unknown"
