@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
@@ -102,6 +103,7 @@ class Trainer:
 
     def __init__(self, config: Config, out: Path):
         self.config, self.out = config, out
+        AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the life of the process
         self.accelerator = Accelerator(
             mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available()
         )  # fmt: skip
