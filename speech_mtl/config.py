@@ -165,6 +165,10 @@ class TrainConfig(Section):
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Exponential moving average of the weights, the ones evaluated and kept; 0 keeps the last weights."""
     precision: Literal["no", "bf16"] = "no"
+    init: str = ""
+    """A model folder to start from: the weights whose names and shapes agree are taken."""
+    freeze: list[str] = []
+    """Parts that are not trained, by the beginning of their weights' names, such as ["encoder", "tasks.asr"]."""
     select: str = "mean"
     """The best checkpoint has the lowest of: 'mean' (average of the tasks' dev errors), or one task's name."""
     eval_every: int = Field(1, gt=0)

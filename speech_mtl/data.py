@@ -192,8 +192,7 @@ class SpeechDataset(Dataset):
         if epoch >= config.start_epoch:
             factor = rng.choice(config.speeds)
             if factor != 1:
-                cut = cut.perturb_speed(factor)
-                labels = _with_speed(cut, factor)
+                cut, labels = cut.perturb_speed(factor), _with_speed(cut, factor)
             if config.noise and rng.random() < config.noise_prob:
                 cut = self._mix_noise(cut, config, rng)
         gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)

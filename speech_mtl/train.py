@@ -25,7 +25,7 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
-from speech_mtl.checkpoint import CheckpointError, save_model, save_threshold, write_atomically
+from speech_mtl.checkpoint import CheckpointError, load_model, save_model, save_threshold, write_atomically
 from speech_mtl.config import Config
 from speech_mtl.console import TrainingConsole
 from speech_mtl.data import Batch, DataError, Inventory, SpeechDataset, batches, read_cuts, take_inventory
@@ -82,8 +82,25 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
             found = list(inventory.classes[name]) or "none"
             raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
     model = SpeechModel(config, tokenizer, inventory.labels())
-    _measure_features(model, config)
+    if config.train.init:
+        start_from(model, config.train.init)
+    else:
+        _measure_features(model, config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(config.train.freeze)))
     return model, inventory
+
+
+def start_from(model: SpeechModel, folder: str) -> None:
+    """Take another model's tokenizer and all weights that have their place here. Raises CheckpointError."""
+    other = load_model(folder)
+    if model.tokenizer and other.tokenizer and model.tokenizer.pieces != other.tokenizer.pieces:
+        raise CheckpointError(f"{folder}: its tokenizer has other pieces than the training texts give")
+    own = model.state_dict()
+    shared = {n: value for n, value in other.state_dict().items() if n in own and own[n].shape == value.shape}
+    if not any(name.startswith("encoder.blocks") for name in shared):
+        raise CheckpointError(f"{folder}: none of its encoder's weights fits this config's encoder")
+    model.load_state_dict(own | shared)
 
 
 def _measure_features(model: SpeechModel, config: Config, utterances: int = 500) -> None:
@@ -115,8 +132,9 @@ class Trainer:
         self.raw_model = model.to(self.accelerator.device)
         decay = config.train.ema_decay
         self.ema = AveragedModel(model, multi_avg_fn=partial(_average, decay))
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        others = [p for p in model.parameters() if p.ndim <= 1]  # biases and norms are not decayed
+        trained = [p for p in model.parameters() if p.requires_grad]
+        matrices = [p for p in trained if p.ndim > 1]
+        others = [p for p in trained if p.ndim <= 1]  # biases and norms are not decayed
         optimizer = torch.optim.AdamW(
             [{"params": matrices, "weight_decay": config.train.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.train.lr, betas=(0.9, 0.98), fused=True,

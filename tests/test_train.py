@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import make_corpus, tiny_values
 
 from speech_mtl.checkpoint import CheckpointError, load_model
@@ -29,6 +30,23 @@ def test_both_tasks_are_learnt(corpus: dict[str, str], tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "run/training/metrics.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [10, 20, 30] and "wer" in lines[0]["dev"]["asr"]
     assert list((tmp_path / "run/training/tensorboard").iterdir())
+
+
+def test_a_second_stage_on_a_frozen_encoder_leaves_recognition_as_it_was(
+    corpus: dict[str, str], tmp_path: Path
+) -> None:
+    values = tiny_values(corpus)
+    values["train"]["epochs"] = 1
+    first = load_model(train(parse_config(values, "x"), tmp_path / "first"))
+    values["train"] |= {"init": str(tmp_path / "first"), "freeze": ["encoder", "tasks.asr"]}
+    values["augment"]["speeds"] = [1.0]  # other classes: the speaker head's centres start anew
+    second = load_model(train(parse_config(values, "x"), tmp_path / "second"))
+    before, after = first.state_dict(), second.state_dict()
+    assert all(torch.equal(before[n], after[n]) for n in before if n.startswith(("encoder", "tasks.asr", "features")))
+    assert not torch.equal(before["tasks.speaker.embedding.weight"], after["tasks.speaker.embedding.weight"])
+    values["encoder"]["d_model"] = 16
+    with pytest.raises(CheckpointError, match="none of its encoder's weights fits"):
+        train(parse_config(values, "x"), tmp_path / "third")
 
 
 def test_bf16_trains(corpus: dict[str, str], tmp_path: Path) -> None:
