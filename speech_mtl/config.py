@@ -104,6 +104,8 @@ class TaskConfig(Section):
     name where empty."""
     weight: float = Field(1.0, ge=0)
     """The task's share in the summed loss."""
+    warmup_epochs: float = Field(0.0, ge=0)
+    """The weight grows from 0 over these first epochs: CTC leaves its plateau of blanks sooner when it is alone."""
     blocks: int | None = Field(None, ge=0)
     """speaker, classify: read a learnt weighting of the encoder's blocks 1..blocks; all of them where absent."""
     intermediate: float = Field(0.3, ge=0, lt=1)
@@ -113,6 +115,9 @@ class TaskConfig(Section):
     """speaker: additive angular margin in radians."""
     scale: float = Field(30.0, gt=0)
     """speaker: scale of the cosine logits."""
+    lda_dim: int = Field(48, ge=0)
+    """speaker: dimensions of the discriminant projection of embeddings, where more speakers than that are trained on;
+    0: none."""
     dropout: float = Field(0.1, ge=0, lt=1)
 
 

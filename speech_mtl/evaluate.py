@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import label_of
 from speech_mtl.tasks.classify import Classify
+from speech_mtl.tasks.speaker import Speaker
 from speech_mtl.text import normalize
 
 Row = dict[str, Any]
@@ -61,6 +63,26 @@ def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
             by_speaker.setdefault(speaker, []).append(prediction[task]["embedding"])
     names = sorted(by_speaker)
     return References(names, F.normalize(torch.stack([torch.stack(by_speaker[n]).mean(0) for n in names]), dim=1))
+
+
+def fit_projections(model: SpeechModel, manifests: list[str], per_speaker: int = 12, at_most: int = 4000) -> None:
+    """Refit the speaker tasks' discriminant projection on some training utterances of every speaker."""
+    for name, task in model.tasks.items():
+        if not isinstance(task, Speaker) or not task.lda_dim:
+            continue
+        task.reset_projection()
+        per_speaker = min(per_speaker, max(2, at_most // len(task.speakers)))
+        taken: Counter[str] = Counter()
+        chosen, embeddings, speakers = [], [], []
+        for cut in read_cuts(dict.fromkeys(manifests)):
+            speaker = label_of(cut, "speaker")
+            if speaker in task.index and taken[speaker] < per_speaker:
+                taken[speaker] += 1
+                chosen.append(cut)
+        for batch, predictions, _ in run_batches(model, CutSet.from_cuts(chosen)):
+            embeddings += [prediction[name]["embedding"].numpy() for prediction in predictions]
+            speakers += [label_of(cut, "speaker") or "" for cut in batch.cuts]
+        task.fit_projection(np.stack(embeddings), speakers)
 
 
 def speaker_task(model: SpeechModel) -> str:

@@ -29,7 +29,7 @@ from speech_mtl.checkpoint import CheckpointError, load_model, save_model, save_
 from speech_mtl.config import Config
 from speech_mtl.console import TrainingConsole
 from speech_mtl.data import Batch, DataError, Inventory, SpeechDataset, batches, read_cuts, take_inventory
-from speech_mtl.evaluate import count_parameters, enroll_references, evaluate_rows, headline, summarize, task_kinds
+from speech_mtl.evaluate import count_parameters, enroll_references, evaluate_rows, fit_projections, headline, summarize, task_kinds
 from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
@@ -191,6 +191,11 @@ class Trainer:
         rest = (done - config.warmup_epochs) / max(config.epochs - config.warmup_epochs, 1e-9)
         return config.lr * 0.5 * (1 + math.cos(math.pi * min(rest, 1.0)))
 
+    def _weight(self, name: str) -> float:
+        """A task's share in the summed loss, growing over its warm-up."""
+        task = self.config.tasks[name]
+        return task.weight * (min(self.progress() / task.warmup_epochs, 1.0) if task.warmup_epochs else 1.0)
+
     def _groups(self) -> Iterator[list[Batch]]:
         """The rest of the epoch's batches, `train.accumulate` at a time."""
         loader = iter(batches(
@@ -226,7 +231,7 @@ class Trainer:
                 sums = [self.raw_model.task(name).loss(outputs[name], targets[name]) for name in self.kinds]
                 # times the processes: the engine averages over them, the counts are already of all of them
                 losses = torch.stack(sums) / counts * accelerator.num_processes
-                weights = torch.tensor([self.config.tasks[name].weight for name in self.kinds], device=device)
+                weights = torch.tensor([self._weight(name) for name in self.kinds], device=device)
                 accelerator.backward((losses * weights).sum())
             totals += losses.detach()
         for parameters in self.optimizer.param_groups:
@@ -247,6 +252,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             model: Any = self.ema.module if self.config.train.ema_decay else self.raw_model
             model.eval()
+            fit_projections(model, self.config.data.train)
             summary: dict[str, Any] = {}
             if self.config.data.dev:
                 enroll = self.config.data.dev_enroll

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import label_of
 from speech_mtl.tasks.asr import frames_needed
 from speech_mtl.tasks.pooling import PooledNorm, Pooling
-from speech_mtl.tasks.speaker import add_margin
+from speech_mtl.tasks.speaker import Speaker, add_margin
 
 
 @pytest.fixture
@@ -111,3 +112,42 @@ def test_pooled_norm_of_one_utterance_uses_running_statistics() -> None:
     assert torch.equal(norm(torch.ones(1, 3)), torch.zeros(1, 3))
     many = torch.randn(8, 3)
     torch.testing.assert_close(norm(many), F.batch_norm(many, None, None, training=True))
+
+
+def trained_speakers(corpus: dict[str, str], lda_dim: int) -> Speaker:
+    values = tiny_values(corpus)
+    values["tasks"]["speaker"]["lda_dim"] = lda_dim
+    return Speaker("speaker", parse_config(values, "test"), [f"s{i}" for i in range(12)])
+
+
+def test_discriminant_projection_drops_what_varies_within_a_speaker(corpus: dict[str, str]) -> None:
+    """A loud nuisance in every dimension but four: afterwards unseen speakers differ more than their utterances do."""
+    rng = np.random.default_rng(0)
+    task = trained_speakers(corpus, lda_dim=4)
+    voices, unseen = np.zeros((2, 12, 16))
+    voices[:, :4], unseen[:, :4] = rng.standard_normal((2, 12, 4))
+    nuisance = np.r_[np.full(4, 0.2), np.full(12, 3.0)]
+
+    def utterances(of: np.ndarray) -> np.ndarray:
+        return (of[:, None] + rng.standard_normal((12, 20, 16)) * nuisance).reshape(-1, 16)
+
+    def named_rightly(embeddings: np.ndarray) -> float:
+        projected = F.normalize(torch.from_numpy(embeddings).float() @ task.projection_EE, dim=1).view(12, 20, 16)
+        references = F.normalize(projected[:, :3].mean(1), dim=1)
+        hits = (projected[:, 3:] @ references.T).argmax(-1) == torch.arange(12)[:, None]
+        return hits.float().mean().item()
+
+    trials = utterances(unseen)
+    before = named_rightly(trials)
+    task.fit_projection(utterances(voices), [f"s{i}" for i in range(12) for _ in range(20)])
+    assert before < 0.5 and named_rightly(trials) > 0.8
+    assert torch.count_nonzero(task.projection_EE.abs().sum(0)) == 4
+    task.reset_projection()
+    assert torch.equal(task.projection_EE, torch.eye(16))
+
+
+@pytest.mark.parametrize("lda_dim", [0, 12])
+def test_too_few_speakers_for_a_projection_leave_the_embedding(corpus: dict[str, str], lda_dim: int) -> None:
+    task = trained_speakers(corpus, lda_dim)
+    task.fit_projection(np.random.default_rng(0).standard_normal((60, 16)), [f"s{i % 12}" for i in range(60)])
+    assert torch.equal(task.projection_EE, torch.eye(16))

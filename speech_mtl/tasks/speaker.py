@@ -2,6 +2,9 @@
 
 Output 'embedding' (B, E) of length 1 and 'cosine' (B, classes). Speed perturbation changes who somebody is, so every
 speed factor has classes of its own; 'predict' only ever names the real speakers, which come first.
+
+Voices that were not trained on are told apart after a linear discriminant analysis of the training speakers'
+embeddings, as in Kaldi's x-vector recipes (Snyder et al. 2018): it drops what varies within a speaker.
 """
 
 from __future__ import annotations
@@ -9,6 +12,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -28,6 +32,8 @@ def speed_label(speaker: str, factor: float) -> str:
 
 
 class Speaker(Task):
+    projection_EE: Tensor
+
     def __init__(self, name: str, config: Config, speakers: list[str]):
         super().__init__()
         task, D = config.tasks[name], config.encoder.d_model
@@ -39,6 +45,8 @@ class Speaker(Task):
         self.dropout = nn.Dropout(task.dropout)
         self.embedding = nn.Linear(2 * D, task.embedding_dim)
         self.centres = nn.Parameter(torch.randn(len(classes), task.embedding_dim) * 0.01)
+        self.lda_dim = task.lda_dim
+        self.register_buffer("projection_EE", torch.eye(task.embedding_dim))
 
     def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
         """A speaker who is not among the classes is no label."""
@@ -47,8 +55,26 @@ class Speaker(Task):
 
     def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         pooled_BP = self.pooling(blocks, lengths_B, rows_B)
-        embedding_BE = F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
-        return {"embedding": embedding_BE, "cosine": embedding_BE @ F.normalize(self.centres.float(), dim=1).T}
+        trained_BE = F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
+        embedding_BE = F.normalize(trained_BE @ self.projection_EE, dim=1)
+        return {"embedding": embedding_BE, "cosine": trained_BE @ F.normalize(self.centres.float(), dim=1).T}
+
+    def reset_projection(self) -> None:
+        """Have `embedding` be the one that is trained."""
+        self.projection_EE.copy_(torch.eye(len(self.projection_EE)))
+
+    def fit_projection(self, embeddings_NE: np.ndarray, speakers: list[str]) -> None:
+        """Set the discriminant projection from un-projected embeddings; with too few speakers for it, leave them."""
+        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+        if not 0 < self.lda_dim < min(len(set(speakers)), len(self.projection_EE)):
+            return
+        # a little shrinkage: the covariance within speakers is measured on a few utterances of each
+        lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1, n_components=self.lda_dim)
+        lda.fit(embeddings_NE.astype(np.float64), speakers)
+        directions_EK = torch.from_numpy(lda.scalings_[:, : self.lda_dim])
+        # columns beyond K are zero, so that the size does not depend on the data
+        self.projection_EE.zero_()[:, : self.lda_dim] = directions_EK.to(self.projection_EE)
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         classes_B = targets["classes"][targets["mask"]]
