@@ -102,12 +102,18 @@ class TaskConfig(Section):
     label: str = ""
     """classify: the label's name, a supervision field (gender, language) or a key of its custom dict; the task's own
     name where empty."""
-    weight: float = Field(1.0, ge=0)
-    """The task's share in the summed loss."""
+    weight: float = 1.0
+    """Scale of the task's gradient where it enters the shared trunk: 0 leaves the trunk alone (a probe), below 0 works
+    against the task (adversarial). The task's own blocks and head always learn from its full loss."""
     warmup_epochs: float = Field(0.0, ge=0)
     """The weight grows from 0 over these first epochs: CTC leaves its plateau of blanks sooner when it is alone."""
-    blocks: int | None = Field(None, ge=0)
-    """speaker, classify: read a learnt weighting of the encoder's blocks 1..blocks; all of them where absent."""
+    branch: int | None = Field(None, ge=0)
+    """Blocks 1..branch are shared, those above are the task's own. All are shared where absent; with 0 nothing is, the
+    subsampling neither."""
+    blocks: int | None = Field(None, gt=0)
+    """speaker, classify: read a learnt weighting of blocks 1..blocks; all of them where absent."""
+    spectrum: bool = True
+    """speaker, classify: read mean and deviation of every mel bin too, which the trunk then need not carry."""
     intermediate: float = Field(0.3, ge=0, lt=1)
     """asr: share of the loss that is taken at the middle block, so that CTC leaves its plateau of blanks sooner."""
     embedding_dim: int = Field(192, gt=0)
@@ -115,7 +121,7 @@ class TaskConfig(Section):
     """speaker: additive angular margin in radians."""
     scale: float = Field(30.0, gt=0)
     """speaker: scale of the cosine logits."""
-    lda_dim: int = Field(48, ge=0)
+    lda_dim: int = Field(64, ge=0)
     """speaker: dimensions of the discriminant projection of embeddings, where more speakers than that are trained on;
     0: none."""
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -124,6 +130,18 @@ class TaskConfig(Section):
 class DataConfig(Section):
     train: list[str] = []
     """CutSet manifests (jsonl.gz), pooled."""
+    shares: list[float] = []
+    """Every training manifest's share of an epoch, one number for each; 3, 1 are 75 % and 25 %. An epoch always has as
+    many utterances as the manifests together."""
+    temperature: float = Field(1.0, ge=1, allow_inf_nan=False)
+    """Without shares, a manifest of n utterances has a share in proportion to n^(1/temperature): 1 leaves the manifests
+    as they are, a large one makes their shares equal."""
+    match_lengths: bool = False
+    """Crop or string together the training utterances without a text to lengths drawn from those that have one, so
+    that the encoder cannot tell the tasks apart by length."""
+    permute: list[str] = []
+    """Labels, such as speaker, whose values are shuffled among the training utterances: a control, whose task can learn
+    nothing that holds for other data."""
     dev: list[str] = []
     dev_enroll: list[str] = []
     """Enrolment utterances for the dev speakers where these are not among the training speakers."""
@@ -136,6 +154,16 @@ class DataConfig(Section):
     sorted_epochs: int = Field(0, ge=0)
     """First epochs in which the utterances come as they are, short ones first (SortaGrad): CTC starts on words."""
     workers: int = Field(1, ge=0)
+
+    @model_validator(mode="after")
+    def _mixture(self) -> DataConfig:
+        if self.shares and len(self.shares) != len(self.train):
+            raise ValueError(f"shares: found {len(self.shares)}, accepted: one for each of {len(self.train)} in train")
+        if wrong := [share for share in self.shares if not 0 < share < float("inf")]:
+            raise ValueError(f"shares: found {wrong[0]:g}, accepted: numbers above 0")
+        if self.shares and self.temperature != 1:
+            raise ValueError(f"shares and temperature = {self.temperature:g} exclude each other; give one of them")
+        return self
 
 
 class AugmentConfig(Section):
@@ -167,6 +195,10 @@ class TrainConfig(Section):
     clip_norm: float = Field(5.0, gt=0)
     accumulate: int = Field(1, gt=0)
     """Batches per optimizer step."""
+    weighting: str = "fixed"
+    """How the tasks' gradients become one update of the trunk: see speech_mtl/weighting."""
+    interference_every: int = Field(100, ge=0)
+    """Steps between measurements of how the tasks' gradients agree, block by block; 0: none."""
     ema_decay: float = Field(0.999, ge=0, lt=1)
     """Exponential moving average of the weights, the ones evaluated and kept; 0 keeps the last weights."""
     precision: Literal["no", "bf16"] = "no"
@@ -182,6 +214,34 @@ class TrainConfig(Section):
     seed: int = 1
 
 
+class CompareConfig(Section):
+    """What `speech-mtl compare` trains and scores, beside the recipe's other settings."""
+
+    test: list[str] = []
+    """Test manifests, in domain; never looked at in training."""
+    test_enroll: list[str] = []
+    """Enrolment utterances for the test speakers, where these are not among the training speakers."""
+    out_of_domain: list[str] = []
+    out_of_domain_enroll: list[str] = []
+    seeds: list[int] = [1, 2, 3]
+    margin: float = Field(0.02, ge=0)
+    """'No worse' means: the interval of the difference ends below this share of the single task's error."""
+    branches: list[int] = []
+    """Branch points to train, all tasks parting there."""
+    weights: dict[str, list[float]] = {}
+    """By task: factors to its weight, an arm each."""
+    methods: list[str] = []
+    """Weighting methods to train, with all weights 1."""
+    arms: dict[str, list[str]] = {}
+    """Arms of your own: name = ["section.key=value", ...]."""
+    leave_out: list[str] = []
+    """Arms, or whole groups of them, that are not wanted: single, joint, transfer, control, small, branch, ..."""
+    overrides: list[str] = []
+    """Settings that all arms have and `train` does not, such as fewer epochs."""
+    quick: list[str] = []
+    """What --quick overrides on top, such as compare.seeds and epochs."""
+
+
 class Config(Section):
     features: FeatureConfig = FeatureConfig()
     encoder: EncoderConfig = EncoderConfig()
@@ -190,6 +250,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
     def _tasks(self) -> Config:
@@ -201,11 +262,25 @@ class Config(Section):
             if sum(task.type == kind for task in self.tasks.values()) > 1:
                 raise ValueError(f"tasks: at most one task of type '{kind}'")
         for name, task in self.tasks.items():
-            if task.blocks is not None and task.blocks > self.encoder.n_blocks:
-                raise ValueError(f"tasks.{name}.blocks is {task.blocks}, the encoder has {self.encoder.n_blocks}")
+            for key, value in (("branch", task.branch), ("blocks", task.blocks)):
+                if value is not None and value > self.encoder.n_blocks:
+                    raise ValueError(f"tasks.{name}.{key} is {value}, the encoder has {self.encoder.n_blocks} blocks")
         if self.train.select != "mean" and self.train.select not in self.tasks:
             raise ValueError(f"train.select is '{self.train.select}', accepted: mean, {', '.join(self.tasks)}")
         return self
+
+    def depth(self, task: str) -> int:
+        """Blocks 1..depth are those that a task's output depends on."""
+        return self.tasks[task].blocks or self.encoder.n_blocks
+
+    def branch_point(self, task: str) -> int:
+        """Blocks 1..branch_point of these are shared."""
+        branch = self.tasks[task].branch
+        return self.depth(task) if branch is None else min(branch, self.depth(task))
+
+    def trunk_depth(self) -> int:
+        """The number of blocks that the tasks share, or pass through on the way to where they part."""
+        return max(self.branch_point(task) for task in self.tasks)
 
 
 def recipe_names() -> list[str]:
@@ -230,7 +305,7 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Confi
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"recipe {recipe}: not valid TOML: {error}") from None
     for override in overrides or []:
-        _override(values, override)
+        override_values(values, override)
     return parse_config(values, str(recipe))
 
 
@@ -242,7 +317,8 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
         raise ConfigError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
 
 
-def _override(values: dict[str, Any], override: str) -> None:
+def override_values(values: dict[str, Any], override: str) -> None:
+    """Set 'section.key=value' in plain values. Raises ConfigError where it is not of that form."""
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):

@@ -59,6 +59,9 @@ class TrainingConsole:
             self.progress.stop()
             self.board.close()
 
+    def warn(self, text: str) -> None:
+        self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
     def update(self, epochs: float, losses: dict[str, float], lr: float, elapsed_s: float) -> float:
         """Show a step; returns the seconds since the last one."""
         if not self.active:

@@ -11,14 +11,14 @@ import gzip
 import json
 import random
 import signal
+import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
-from zlib import crc32
+from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
@@ -26,12 +26,14 @@ from lhotse import CutSet
 from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 from lhotse.dataset.sampling.base import CutSampler
+from lhotse.lazy import LazyIteratorChain
 from lhotse.serialization import deserialize_item
 from lhotse.utils import fastcopy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from speech_mtl.config import AugmentConfig, Config, DataConfig
+from speech_mtl.cuts import MatchedLengths, StrungTogether, label_names, seeded
 from speech_mtl.tasks import label_of
 from speech_mtl.tasks.speaker import speed_label
 
@@ -83,21 +85,34 @@ def _parse_cut(line: str, where: str) -> Cut:
 
 def read_cuts(paths: Iterable[str | Path]) -> CutSet:
     """The cuts of several manifests, one after another, lazily. One listed n times is read n times."""
-    return CutSet(_Chain([Manifest(path) for path in paths]))
+    return CutSet(Chain([Manifest(path) for path in paths]))
 
 
-class _Chain:
-    def __init__(self, parts: list[Manifest]):
+class Corpus(Protocol):
+    """A manifest, or one whose cuts are changed as they are read."""
+
+    path: Path
+
+    def __iter__(self) -> Iterator[Cut]: ...
+
+
+class Chain:
+    """The cuts of several corpora, one after another; those of a path that was there before have ids of their own."""
+
+    def __init__(self, parts: Sequence[Corpus]):
         self.parts = parts
 
     def __iter__(self) -> Iterator[Cut]:
         times: Counter[Path] = Counter()
         for part in self.parts:
             times[part.path] += 1
-            # an id of its own, so that every repetition is augmented in its own way
-            suffix = f"~{times[part.path]}" if times[part.path] > 1 else ""
             for cut in part:
-                yield fastcopy(cut, id=cut.id + suffix) if suffix else cut
+                yield repetition(cut, times[part.path])
+
+
+def repetition(cut: Cut, n: int) -> Cut:
+    """The cut as it is met for the n-th time in an epoch: with an id of its own, so that it is augmented otherwise."""
+    return fastcopy(cut, id=f"{cut.id}~{n}") if n > 1 else cut
 
 
 @dataclass
@@ -129,11 +144,7 @@ def _is_usable(cut: Cut, config: DataConfig) -> bool:
 
 def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
     """Read all the cuts once and collect every task's labels."""
-    names = {
-        task: "speaker" if t.type == "speaker" else t.label or task
-        for task, t in config.tasks.items()
-        if t.type != "asr"
-    }
+    names = {task: name for task, name in label_names(config).items() if config.tasks[task].type != "asr"}
     found = Inventory(classes={task: Counter() for task in names})
     for cut in cuts:
         if reason := usable(cut, config.data):
@@ -171,7 +182,7 @@ class SpeechDataset(Dataset):
         epoch, cuts = item
         audios, kept, failed = [], [], []
         for cut in cuts:
-            rng = random.Random(crc32(f"{self.seed} {epoch} {cut.id}".encode()))
+            rng = seeded(self.seed, epoch, cut.id)
             try:
                 audio, cut = self._utterance(cut, epoch, rng)
             except Exception as error:  # lhotse raises many kinds; the file's name is what the user needs
@@ -223,33 +234,6 @@ def _with_speed(cut: Cut, factor: float) -> Cut:
     return fastcopy(cut.tracks[0].cut if isinstance(cut, MixedCut) else cut, id=cut.id, supervisions=supervisions)
 
 
-class _StrungTogether:
-    """The cuts of an epoch, a share of them with random others of their speaker appended, up to concat_max_s."""
-
-    def __init__(self, cuts: CutSet, config: Config, epoch: int):
-        self.cuts, self.config, self.seed, self.epoch = cuts, config.augment, config.train.seed, epoch
-        self.partners: dict[str, list[Cut]] = {}
-        for cut in cuts:
-            if label_of(cut, "text") is not None and (speaker := label_of(cut, "speaker")) is not None:
-                self.partners.setdefault(speaker, []).append(cut)
-
-    def __iter__(self) -> Iterator[Cut]:
-        for cut in self.cuts:
-            rng = random.Random(crc32(f"{self.seed} {self.epoch} concat {cut.id}".encode()))
-            if rng.random() < self.config.concat_prob and label_of(cut, "text") is not None:
-                cut = self._append(cut, self.partners.get(label_of(cut, "speaker") or "", []), rng)
-            yield cut
-
-    def _append(self, cut: Cut, partners: list[Cut], rng: random.Random) -> Cut:
-        name, limit_s = cut.id, rng.uniform(0, self.config.concat_max_s)
-        while partners:
-            other = rng.choice(partners)
-            if cut.duration + other.duration > limit_s:
-                break
-            cut = cut.append(other)
-        return cut.with_id(name)
-
-
 def _source(cut: Cut) -> str:
     recording = getattr(cut, "recording", None)
     return str(recording.sources[0].source) if recording else cut.id
@@ -278,20 +262,24 @@ def batches(
     rank: int = 0,
     processes: int = 1,
 ) -> DataLoader:
-    """Batches of one epoch, of at most data.max_duration_s of audio each; in training shuffled and augmented."""
+    """Batches of one epoch, of at most data.max_duration_s of audio each; in training shuffled and augmented.
+
+    A longer utterance is a batch of its own.
+    """
+    # a batch of one long utterance is meant to be; lhotse warns of every one
+    warnings.filterwarnings("ignore", "We have exceeded the max_duration constraint", module=r"lhotse\.dataset")
     shared: dict[str, Any] = {"max_duration": config.data.max_duration_s, "rank": rank, "world_size": processes}
     sampler: CutSampler
+    if train:
+        cuts = _at_their_lengths(cuts, config, epoch)
     if train and epoch < config.data.sorted_epochs:
-        kept = [cut for cut in cuts if usable(cut, config.data) is None]
-        sampler = SimpleCutSampler(CutSet.from_cuts(sorted(kept, key=lambda cut: (cut.duration, cut.id))), **shared)
+        sampler = SimpleCutSampler(CutSet.from_cuts(sorted(cuts, key=lambda cut: (cut.duration, cut.id))), **shared)
     else:
-        if train:
-            cuts = cuts.filter(partial(_is_usable, config=config.data))
-            if config.augment.concat_prob:
-                cuts = CutSet(_StrungTogether(cuts, config, epoch))
         shared |= {"shuffle": train, "seed": config.train.seed}
         buckets = sum(1 for _ in islice(cuts, config.data.n_buckets))
         if buckets > 1:  # lhotse wants a cut for every bucket
+            if not cuts.is_lazy:  # and to be fed from a stream
+                cuts = CutSet(LazyIteratorChain(cuts))
             sampler = DynamicBucketingSampler(cuts, num_buckets=buckets, **shared)
         else:
             sampler = SimpleCutSampler(cuts, **shared)
@@ -301,6 +289,16 @@ def batches(
         # a generator of its own: the loader draws a seed at every start, which must not move the model's random state
         generator=torch.Generator().manual_seed(0),
     )  # fmt: skip
+
+
+def _at_their_lengths(cuts: CutSet, config: Config, epoch: int) -> CutSet:
+    """The usable cuts at the lengths they have in this epoch."""
+    cuts = cuts.filter(partial(_is_usable, config=config.data))
+    if config.augment.concat_prob and epoch >= config.data.sorted_epochs:
+        cuts = CutSet(StrungTogether(cuts, config, epoch))
+    if config.data.match_lengths:
+        cuts = CutSet(MatchedLengths(cuts, config, epoch))
+    return cuts
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:

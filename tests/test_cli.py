@@ -19,6 +19,7 @@ from typer.testing import CliRunner, Result
 
 from speech_mtl import __version__
 from speech_mtl.cli import app
+from speech_mtl.data import read_cuts
 
 COMMANDS = [
     "prepare", "inspect", "train", "evaluate", "transcribe", "identify", "verify", "enroll", "speakers", "demo",
@@ -183,6 +184,14 @@ def test_inspect(corpus: dict[str, str], tmp_path: Path) -> None:
     assert "3 words, 8 characters" in by_name["asr"][3]
     assert by_name["asr + speaker + gender"][0] == "15" and by_name["asr + gender"][0] == "6"
     assert "3 texts need more encoder frames than their audio has" in result.stderr
+    # 15 labelled utterances of three speakers last
+    seconds = sum(cut.duration for cut in read_cuts([corpus["dev"], impossible]))
+    assert by_name["3"] == [f"{3 * 3600 / seconds:.1f}", "5", "5", "5"]
+    warnings = " ".join(result.stderr.split())
+    assert "speaker: 3 of 3 labels have fewer than 10 utterances, such as ann with 5: too rare" in warnings
+    assert "speaker: 3 speakers; an interval over speakers needs 10 or more" in warnings
+    assert "gender: 1 of 2 labels have fewer than 10 utterances, such as female with 7" in warnings
+    assert "disjoint" not in warnings
 
 
 def test_a_broken_manifest_is_refused_with_its_line(corpus: dict[str, str], tmp_path: Path) -> None:
