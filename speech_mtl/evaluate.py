@@ -65,8 +65,8 @@ def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
     return References(names, F.normalize(torch.stack([torch.stack(by_speaker[n]).mean(0) for n in names]), dim=1))
 
 
-def fit_projections(model: SpeechModel, manifests: list[str], per_speaker: int = 12, at_most: int = 4000) -> None:
-    """Refit the speaker tasks' discriminant projection on some training utterances of every speaker."""
+def fit_projections(model: SpeechModel, cuts: CutSet, per_speaker: int = 12, at_most: int = 4000) -> None:
+    """Refit the speaker tasks' discriminant projection on the first training utterances of every speaker."""
     for name, task in model.tasks.items():
         if not isinstance(task, Speaker) or not task.lda_dim:
             continue
@@ -74,7 +74,7 @@ def fit_projections(model: SpeechModel, manifests: list[str], per_speaker: int =
         per_speaker = min(per_speaker, max(2, at_most // len(task.speakers)))
         taken: Counter[str] = Counter()
         chosen, embeddings, speakers = [], [], []
-        for cut in read_cuts(dict.fromkeys(manifests)):
+        for cut in cuts:
             speaker = label_of(cut, "speaker")
             if speaker in task.index and taken[speaker] < per_speaker:
                 taken[speaker] += 1

@@ -1,11 +1,13 @@
-"""audio_BN -> log-mel -> shared Conformer -> every task's output, in one pass.
+"""audio_BN -> log-mel -> shared trunk -> every task's own blocks and head -> its output, in one pass.
 
-`SpeechModel` is all there is at run time: `forward` for training, `predict` for use.
+Blocks 1..b of the Conformer are the trunk's, those above stand once per task, with a branch point b for every task
+(`tasks.NAME.branch`). Training runs the two halves apart, `trunk` and then `head` by `head`; `predict` is for use.
 """
 
 from __future__ import annotations
 
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -13,12 +15,12 @@ from torch import Tensor, nn
 from speech_mtl.config import Config
 from speech_mtl.encoder import Conformer
 from speech_mtl.features import LogMel, SpecAugment
-from speech_mtl.tasks import Task, build_tasks
+from speech_mtl.tasks import Frames, Task, build_tasks
 from speech_mtl.text import Tokenizer
 
 
 class SpeechModel(nn.Module):
-    """The trunk and its heads. `labels` holds the classes of the speaker and classify tasks by task name."""
+    """The trunk, the branches and the heads. `labels` holds the classes of the speaker and classify tasks by name."""
 
     fingerprint: str = ""
     """Set by checkpoint.load_model: identifies the weights, so that embeddings of two models are never compared."""
@@ -28,22 +30,71 @@ class SpeechModel(nn.Module):
         self.config, self.tokenizer, self.labels = config, tokenizer, labels
         self.features = LogMel(config.features)
         self.spec_augment = SpecAugment(config.augment)
-        self.encoder = Conformer(config.encoder, config.features.n_mels)
+        self.encoder = Conformer(config.encoder, config.features.n_mels, last=config.trunk_depth())
+        self.branches = nn.ModuleDict({
+            name: Conformer(config.encoder, config.features.n_mels, config.branch_point(name), config.depth(name))
+            for name in config.tasks
+            if config.branch_point(name) < config.depth(name)
+        })  # fmt: skip
         self.tasks = build_tasks(config, tokenizer, labels)
+
+    def seed_weights(self, seed: int) -> None:
+        """Draw all weights anew, part by part: one seed gives a block, or a kind of head, the same start in any model.
+
+        So models that differ in their tasks or branch points start alike wherever they are alike.
+        """
+        parts: dict[str, list[nn.Module]] = {}
+        for name, task in self.tasks.items():
+            parts.setdefault(f"task {self.config.tasks[name].type}", []).append(task)
+        stacks: list[Conformer] = [self.encoder, *self.branches.values()]  # type: ignore[list-item]
+        for stack in stacks:
+            if stack.subsampling is not None:
+                parts.setdefault("subsampling", []).append(stack.subsampling)
+            for place, block in stack.blocks.items():
+                parts.setdefault(f"block {place}", []).append(block)
+        with torch.random.fork_rng(devices=[]):
+            for name, alike in parts.items():
+                for part in alike:
+                    torch.manual_seed(crc32(f"{seed} {name}".encode()))
+                    for module in part.modules():
+                        if reset := getattr(module, "reset_parameters", None):
+                            reset()
 
     def lengths(self, samples_B: Tensor) -> Tensor:
         """Encoder frames for utterances of so many samples."""
         return self.encoder.lengths(self.features.lengths(samples_B))
 
-    def forward(
-        self, audio_BN: Tensor, samples_B: Tensor, *, mask_features: bool = False, rows: dict[str, Tensor] | None = None
-    ) -> dict[str, dict[str, Tensor]]:
-        """Every task's output. In training: `mask_features` for SpecAugment, `rows`: each task's labelled rows."""
-        mel_BTF, lengths_B = self.features(audio_BN, samples_B)
+    def trunk(self, audio_BN: Tensor, samples_B: Tensor, mask_features: bool = False) -> Frames:
+        """Features, with SpecAugment where `mask_features`, and the shared blocks (none where nothing is shared)."""
+        mel_BTF, mel_lengths_B = self.features(audio_BN, samples_B)
         if mask_features:
             mel_BTF = self.spec_augment(mel_BTF)
-        blocks, lengths_B = self.encoder(mel_BTF, lengths_B)
-        return {name: task(blocks, lengths_B, rows and rows[name]) for name, task in self.tasks.items()}
+        if not self.encoder.blocks:
+            return Frames(mel_BTF, mel_lengths_B, [], self.encoder.lengths(mel_lengths_B))
+        return Frames(mel_BTF, mel_lengths_B, *self.encoder(mel_BTF, mel_lengths_B))
+
+    def head(self, name: str, shared: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
+        """A task's own blocks and its head, for the rows where rows_B is True (the labelled ones, in training)."""
+        if name in self.branches and rows_B is not None and bool(rows_B.any()):
+            shared, rows_B = shared.of_rows(rows_B), None  # of no rows, all: the branch must be part of the graph
+        return self.tasks[name](self.up_to_head(name, shared), rows_B)
+
+    def up_to_head(self, name: str, shared: Frames) -> Frames:
+        """What a task's head reads: the shared blocks below its branch point, then its own."""
+        if name not in self.branches:
+            return shared._replace(blocks=shared.blocks[: self.config.depth(name)])
+        if lowest := self.config.branch_point(name):
+            own, _ = self.branches[name](shared.blocks[lowest - 1], shared.lengths_B)
+        else:
+            own, _ = self.branches[name](shared.mel_BTF, shared.mel_lengths_B)
+        return shared._replace(blocks=[*shared.blocks[:lowest], *own])
+
+    def forward(
+        self, audio_BN: Tensor, samples_B: Tensor, rows: dict[str, Tensor] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Every task's output; `rows`: each task's labelled rows, where only these are wanted."""
+        shared = self.trunk(audio_BN, samples_B)
+        return {name: self.head(name, shared, rows[name] if rows else None) for name in self.tasks}
 
     def targets(self, cuts: list, samples_B: Tensor) -> dict[str, dict[str, Tensor]]:
         """Every task's labels and mask for a batch of cuts."""

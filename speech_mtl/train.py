@@ -1,7 +1,6 @@
 """Config and manifests -> a trained model folder. The loop is `Trainer.run`, on one page; Accelerate is the engine.
 
-Every task's loss is summed over its labelled utterances and divided by their number in the whole optimizer step, over
-all processes and accumulated batches: an utterance without a label, and a batch without a task, change nothing.
+What one step adds up is in sharing.py: heads learn from their own task, the trunk from all of them.
 Stopped at any moment (Ctrl-C, a crash, a full disk) and resumed, training gives bit for bit what it would have given.
 """
 
@@ -25,13 +24,26 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
+from speech_mtl import interference
 from speech_mtl.checkpoint import CheckpointError, load_model, save_model, save_threshold, write_atomically
 from speech_mtl.config import Config
 from speech_mtl.console import TrainingConsole
 from speech_mtl.data import Batch, DataError, Inventory, SpeechDataset, batches, read_cuts, take_inventory
-from speech_mtl.evaluate import count_parameters, enroll_references, evaluate_rows, fit_projections, headline, summarize, task_kinds
+from speech_mtl.evaluate import (
+    count_parameters,
+    enroll_references,
+    evaluate_rows,
+    fit_projections,
+    headline,
+    summarize,
+    task_kinds,
+)
+from speech_mtl.mixture import read_training, training_cuts
 from speech_mtl.model import SpeechModel
+from speech_mtl.sharing import SharedGradients, Targets
+from speech_mtl.survey import disjoint_tasks, label_groups
 from speech_mtl.text import Tokenizer
+from speech_mtl.weighting import build_weighting
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False) -> Path:
@@ -69,7 +81,7 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     """A new model for the training data: tokenizer, classes and feature statistics are taken from it."""
     if not config.data.train:
         raise DataError("data.train names no manifest")
-    inventory = take_inventory(read_cuts(config.data.train), config)
+    inventory = take_inventory(read_training(config), config)
     if not inventory.utterances:
         raise DataError(f"no usable training utterance in {', '.join(config.data.train)}: {dict(inventory.left_out)}")
     tokenizer = None
@@ -82,6 +94,7 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
             found = list(inventory.classes[name]) or "none"
             raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
     model = SpeechModel(config, tokenizer, inventory.labels())
+    model.seed_weights(config.train.seed)
     if config.train.init:
         start_from(model, config.train.init)
     else:
@@ -92,15 +105,27 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
 
 
 def start_from(model: SpeechModel, folder: str) -> None:
-    """Take another model's tokenizer and all weights that have their place here. Raises CheckpointError."""
+    """Take another model's tokenizer and all weights that have their place here. Raises CheckpointError.
+
+    A block of the stack keeps its place: one that was shared there may be a task's own here, and the other way round.
+    """
     other = load_model(folder)
     if model.tokenizer and other.tokenizer and model.tokenizer.pieces != other.tokenizer.pieces:
         raise CheckpointError(f"{folder}: its tokenizer has other pieces than the training texts give")
-    own = model.state_dict()
-    shared = {n: value for n, value in other.state_dict().items() if n in own and own[n].shape == value.shape}
-    if not any(name.startswith("encoder.blocks") for name in shared):
+    own, theirs = model.state_dict(), other.state_dict()
+    taken = {}
+    for name, value in own.items():
+        candidates = [name]
+        if name.startswith(("encoder.", "branches.")):
+            stem = name.split(".", 1 if name.startswith("encoder.") else 2)[-1]
+            candidates += [f"encoder.{stem}", *(f"branches.{task}.{stem}" for task in other.branches)]
+        for candidate in candidates:
+            if candidate in theirs and theirs[candidate].shape == value.shape:
+                taken[name] = theirs[candidate]
+                break
+    if not any(name.startswith(("encoder.blocks", "branches.")) for name in taken):
         raise CheckpointError(f"{folder}: none of its encoder's weights fits this config's encoder")
-    model.load_state_dict(own | shared)
+    model.load_state_dict(own | taken)
 
 
 def _measure_features(model: SpeechModel, config: Config, utterances: int = 500) -> None:
@@ -139,7 +164,9 @@ class Trainer:
             [{"params": matrices, "weight_decay": config.train.weight_decay}, {"params": others, "weight_decay": 0.0}],
             lr=config.train.lr, betas=(0.9, 0.98), fused=True,
         )  # fmt: skip
-        self.model, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.optimizer = self.accelerator.prepare(optimizer)
+        self.weighting = build_weighting(config.train.weighting, len(config.tasks))
+        self.gradients = SharedGradients(self.accelerator, model, self.weighting)
         set_seed(config.train.seed, device_specific=True)  # and masks of its own for every process
         self.epoch, self.batches_done, self.consumed, self.step = 0, 0, 0, 0
         self.best = math.inf
@@ -154,6 +181,9 @@ class Trainer:
             TrainingConsole(self.config, self.inventory, self.out, self.accelerator.is_main_process) as console,
             _signals(self),
         ):
+            if self.accelerator.is_main_process and len(self.kinds) > 1 and not self.step:
+                for warning in disjoint_tasks(label_groups(self.config.data.train, self.config), self.config):
+                    console.warn(warning)
             saved_at = time.monotonic()
             while self.epoch < config.epochs:
                 for group in self._groups():
@@ -170,6 +200,7 @@ class Trainer:
                     if self.progress() >= config.epochs:
                         break
                 self.epoch, self.batches_done, self.consumed = self.epoch + 1, 0, 0
+                self.weighting.after_epoch()
                 if self.epoch % config.eval_every == 0 or self.epoch >= config.epochs:
                     self._evaluate(console)
                 self.save_state()
@@ -199,7 +230,7 @@ class Trainer:
     def _groups(self) -> Iterator[list[Batch]]:
         """The rest of the epoch's batches, `train.accumulate` at a time."""
         loader = iter(batches(
-            read_cuts(self.config.data.train), self.config, train=True, epoch=self.epoch, skip=self.batches_done,
+            training_cuts(self.config, self.epoch), self.config, train=True, epoch=self.epoch, skip=self.batches_done,
             rank=self.accelerator.process_index, processes=self.accelerator.num_processes,
         ))  # fmt: skip
         while group := list(islice(loader, self.config.train.accumulate)):
@@ -207,52 +238,46 @@ class Trainer:
 
     def _step(self, group: list[Batch]) -> dict[str, float]:
         """One optimizer step on the accumulated batches; returns every task's mean loss."""
-        accelerator, device = self.accelerator, self.accelerator.device
         for batch in group:
             self.failed.update(batch.failed)
             if not batch.cuts:
                 raise DataError(f"no utterance of a whole batch could be read; the first: {batch.failed[0][1]}")
-        group_targets = [self.raw_model.targets(batch.cuts, batch.samples_B) for batch in group]
-        counts = torch.tensor(
-            [[t[name]["mask"].sum() for name in self.kinds] for t in group_targets], device=device
-        ).sum(0)
-        counts = accelerator.reduce(counts, "sum").clamp(min=1)
+        targets = [self.raw_model.targets(batch.cuts, batch.samples_B) for batch in group]
+        if len(self.kinds) > 1 and self.config.train.interference_every:
+            if self.step % self.config.train.interference_every == 0:
+                self._measure_interference(group[0], targets[0])
         masked = self.progress() >= self.config.augment.start_epoch
-        totals = torch.zeros(len(self.kinds), device=device)
-        self.model.train()
-        for i, (batch, targets) in enumerate(zip(group, group_targets, strict=True)):
-            targets = _to(targets, device)
-            last = i == len(group) - 1
-            with accelerator.autocast(), _sync(accelerator, self.model, last):
-                rows = {name: t["mask"] for name, t in targets.items()}
-                outputs = self.model(
-                    batch.audio_BN.to(device), batch.samples_B.to(device), mask_features=masked, rows=rows
-                )
-                sums = [self.raw_model.task(name).loss(outputs[name], targets[name]) for name in self.kinds]
-                # times the processes: the engine averages over them, the counts are already of all of them
-                losses = torch.stack(sums) / counts * accelerator.num_processes
-                weights = torch.tensor([self._weight(name) for name in self.kinds], device=device)
-                accelerator.backward((losses * weights).sum())
-            totals += losses.detach()
+        scales = {name: self._weight(name) for name in self.kinds}
+        losses_K, present_K = self.gradients.backward(group, targets, scales, masked)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self._lr()
-        accelerator.clip_grad_norm_(self.model.parameters(), self.config.train.clip_norm)
+        for part in self.gradients.parts():  # apart: one task's head must not shorten another's step
+            self.accelerator.clip_grad_norm_(part.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.ema.update_parameters(self.raw_model)
+        self.weighting.after_step(losses_K, present_K)
         self.step += 1
         self.batches_done += len(group)
-        consumed = torch.tensor(sum(len(batch.cuts) for batch in group), device=device)
-        self.consumed += int(accelerator.reduce(consumed, "sum").item())
-        means = (accelerator.reduce(totals, "sum") / accelerator.num_processes).tolist()
-        return dict(zip(self.kinds, means, strict=True))
+        consumed = torch.tensor(sum(len(batch.cuts) for batch in group), device=self.accelerator.device)
+        self.consumed += int(self.accelerator.reduce(consumed, "sum").item())
+        return dict(zip(self.kinds, losses_K.tolist(), strict=True))
+
+    def _measure_interference(self, batch: Batch, targets: Targets) -> None:
+        started = time.perf_counter()
+        record = interference.measure(self.raw_model, batch, targets, self.accelerator)
+        if record and self.accelerator.is_main_process:
+            place = {"step": self.step, "epoch": round(self.progress(), 4), "lr": self._lr()}
+            scales = {name: self._weight(name) for name in self.kinds}
+            seconds = round(time.perf_counter() - started, 4)
+            interference.append_record(self.out / "training", place | record | {"scales": scales, "seconds": seconds})
 
     def _evaluate(self, console: TrainingConsole) -> None:
         """Score the averaged weights on the dev data and keep them where they are the best so far."""
         if self.accelerator.is_main_process:
             model: Any = self.ema.module if self.config.train.ema_decay else self.raw_model
             model.eval()
-            fit_projections(model, self.config.data.train)
+            fit_projections(model, read_training(self.config, once=True))
             summary: dict[str, Any] = {}
             if self.config.data.dev:
                 enroll = self.config.data.dev_enroll
@@ -293,7 +318,7 @@ class Trainer:
         state = {
             "config": json.dumps(self.config.model_dump()), "labels": json.dumps(self.raw_model.labels),
             "model": self.raw_model.state_dict(), "ema": self.ema.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "rngs": rngs,
+            "optimizer": self.optimizer.state_dict(), "weighting": self.weighting.state_dict(), "rngs": rngs,
             "place": [self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s],
         }  # fmt: skip
         if torch.cuda.is_available():
@@ -315,7 +340,10 @@ class Trainer:
         self.raw_model.load_state_dict(state["model"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.weighting.load_state_dict(state["weighting"])
         self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s = state["place"]
+        if self.accelerator.is_main_process:
+            interference.drop_records_after(path.parent, self.step)
         torch.set_rng_state(state["rngs"][self.accelerator.process_index].clone())
         if "cuda_rng" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"])
@@ -325,17 +353,6 @@ class Trainer:
 def _average(decay: float, means: list[torch.Tensor], now: list[torch.Tensor], updates: torch.Tensor) -> None:
     """Exponential moving average whose memory grows with the updates, so that it forgets the random start."""
     torch._foreach_lerp_(means, now, 1 - min(decay, (1 + updates.item()) / (10 + updates.item())))
-
-
-def _to(targets: dict[str, dict[str, torch.Tensor]], device: torch.device) -> dict[str, dict[str, torch.Tensor]]:
-    return {name: {key: value.to(device) for key, value in task.items()} for name, task in targets.items()}
-
-
-def _sync(accelerator: Accelerator, model: torch.nn.Module, last: bool) -> Any:
-    """Exchange gradients between processes only with the last of the accumulated batches."""
-    from contextlib import nullcontext
-
-    return nullcontext() if last else accelerator.no_sync(model)
 
 
 class _signals:

@@ -72,10 +72,9 @@ def test_one_pass_gives_text_and_speaker(recognizer: Recognizer, duration_s: flo
         lengths = torch.tensor([piece.size(1)])
         model = recognizer.model
         with torch.inference_mode():
-            mel, mel_lengths = model.features(piece, lengths)
-            blocks, frames = model.encoder(mel, mel_lengths)
-            text = model.task("asr").predict(model.task("asr")(blocks, frames))[0]["text"]
-            embedding = model.task("speaker")(blocks, frames)["embedding"][0].numpy()
+            frames = model.trunk(piece, lengths)
+            text = model.task("asr").predict(model.head("asr", frames))[0]["text"]
+            embedding = model.head("speaker", frames)["embedding"][0].numpy()
         assert segment.text == text
         assert segment.score == pytest.approx(float(references[0] @ embedding), abs=1e-6)
 

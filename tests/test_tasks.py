@@ -14,7 +14,7 @@ from lhotse import MonoCut, SupervisionSegment
 from speech_mtl.config import parse_config
 from speech_mtl.data import SpeechDataset, read_cuts
 from speech_mtl.model import SpeechModel
-from speech_mtl.tasks import label_of
+from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import frames_needed
 from speech_mtl.tasks.pooling import PooledNorm, Pooling
 from speech_mtl.tasks.speaker import Speaker, add_margin
@@ -93,17 +93,19 @@ def test_speeds_are_classes_but_no_answers(corpus: dict[str, str]) -> None:
     model = tiny_model(parse_config(tiny_values(corpus), "test"))
     task = model.task("speaker")
     assert list(task.index) == ["ann", "bob", "cid", "ann@0.9", "bob@0.9", "cid@0.9"]  # type: ignore[arg-type,attr-defined]
-    output = task([torch.randn(2, 9, 32)] * 2, torch.tensor([9, 9]))
+    nine = torch.tensor([9, 9])
+    output = task(Frames(torch.randn(2, 9, 80), nine, [torch.randn(2, 9, 32)] * 2, nine))
     assert output["cosine"].shape == (2, 6) and task.predict(output)[0]["cosine"].shape == (3,)
 
 
 def test_pooling_of_constant_frames() -> None:
-    """Whatever the attention, constant frames have themselves as mean and no deviation."""
-    pooling = Pooling(d_model=4, n_blocks=2).eval()
-    frame_D = torch.tensor([1.0, -2.0, 0.5, 3.0])
-    pooled = pooling([frame_D.expand(1, 7, 4)] * 2, torch.tensor([5]))
-    torch.testing.assert_close(pooled[0, :4] * math.sqrt(1 + 1e-5), frame_D, atol=1e-5, rtol=0)
-    assert pooled[0, 4:].abs().max() < 2e-3
+    """Whatever the attention, constant frames have themselves as mean and no deviation; so has a constant spectrum."""
+    pooling = Pooling(d_model=4, n_mels=2, n_blocks=2).eval()
+    frame_D, mel_F = torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([0.5, -1.0])
+    mel_BTF = torch.cat([mel_F.expand(1, 20, 2), torch.full((1, 8, 2), 9.0)], dim=1)
+    pooled = pooling(Frames(mel_BTF, torch.tensor([20]), [frame_D.expand(1, 7, 4)] * 2, torch.tensor([5])))
+    expected = torch.cat([frame_D, torch.zeros(4), mel_F, torch.zeros(2)])
+    torch.testing.assert_close(pooled[0] * math.sqrt(1 + 1e-5), expected, atol=2e-3, rtol=0)
 
 
 def test_pooled_norm_of_one_utterance_uses_running_statistics() -> None:

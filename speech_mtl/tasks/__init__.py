@@ -6,7 +6,7 @@ A cut is one utterance; a label it lacks is None, and a missing label changes no
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -17,16 +17,32 @@ if TYPE_CHECKING:
     from speech_mtl.text import Tokenizer
 
 
+class Frames(NamedTuple):
+    """What a task reads: mel features with their lengths, and the blocks' frames_BSD with theirs."""
+
+    mel_BTF: Tensor
+    mel_lengths_B: Tensor
+    blocks: list[Tensor]
+    lengths_B: Tensor
+
+    def of_rows(self, rows_B: Tensor | None) -> Frames:
+        """Those of some utterances; of all where rows_B is None."""
+        if rows_B is None:
+            return self
+        blocks = [block[rows_B] for block in self.blocks]
+        return Frames(self.mel_BTF[rows_B], self.mel_lengths_B[rows_B], blocks, self.lengths_B[rows_B])
+
+
 class Task(nn.Module, ABC):
-    """The contract. B utterances, S encoder frames, D model width."""
+    """The contract. B utterances, T mel frames, S encoder frames, D model width."""
 
     @abstractmethod
     def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
         """Labels as CPU tensors, with 'mask' (B,) True where the utterance has a usable one for its encoder frames."""
 
     @abstractmethod
-    def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
-        """The encoder blocks' frames_BSD -> output tensors, for the rows where rows_B is True (all where absent).
+    def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
+        """The encoder's frames, block by block -> output tensors, for the rows where rows_B is True (all where absent).
 
         Uses every parameter of the task, also for no rows at all: with several processes the others wait for it.
         """

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtl import decode
-from speech_mtl.tasks import Task, label_of
+from speech_mtl.tasks import Frames, Task, label_of
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -46,11 +46,13 @@ class ASR(Task):
             "mask": torch.tensor(mask),
         }
 
-    def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
-        output = {"log_probs": self._log_probs(blocks[-1], rows_B)}
+    def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
+        blocks, lengths_B = frames.blocks, frames.lengths_B
+        output = {"lengths": lengths_B if rows_B is None else lengths_B[rows_B]}
+        output["log_probs"] = self._log_probs(blocks[-1], rows_B)
         if self.training and self.intermediate:
             output["middle"] = self._log_probs(blocks[(len(blocks) - 1) // 2], rows_B)
-        return output | {"lengths": lengths_B if rows_B is None else lengths_B[rows_B]}
+        return output
 
     def _log_probs(self, frames_BSD: Tensor, rows_B: Tensor | None) -> Tensor:
         frames_BSD = frames_BSD if rows_B is None else frames_BSD[rows_B]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtl.tasks import Task, label_of
+from speech_mtl.tasks import Frames, Task, label_of
 from speech_mtl.tasks.pooling import Pooling
 
 if TYPE_CHECKING:
@@ -25,17 +25,17 @@ class Classify(Task):
         super().__init__()
         task, D = config.tasks[name], config.encoder.d_model
         self.label, self.classes = task.label or name, classes
-        self.pooling = Pooling(D, task.blocks or config.encoder.n_blocks)
+        self.pooling = Pooling(D, config.features.n_mels, config.depth(name), task.spectrum)
         self.dropout = nn.Dropout(task.dropout)
-        self.linear = nn.Linear(2 * D, len(classes))
+        self.linear = nn.Linear(self.pooling.size, len(classes))
 
     def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
         index = {label: i for i, label in enumerate(self.classes)}
         classes_B = torch.tensor([index.get(label_of(cut, self.label) or "", -1) for cut in cuts])
         return {"classes": classes_B, "mask": classes_B >= 0}
 
-    def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
-        pooled_BP = self.pooling(blocks, lengths_B, rows_B)
+    def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
+        pooled_BP = self.pooling(frames.of_rows(rows_B))
         return {"log_probs": F.log_softmax(self.linear(self.dropout(pooled_BP)).float(), dim=1)}
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:

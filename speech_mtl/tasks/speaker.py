@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtl.tasks import Task, label_of
+from speech_mtl.tasks import Frames, Task, label_of
 from speech_mtl.tasks.pooling import Pooling
 
 if TYPE_CHECKING:
@@ -41,20 +41,25 @@ class Speaker(Task):
         speeds = [1.0, *(factor for factor in sorted(set(config.augment.speeds)) if factor != 1)]
         classes = [speed_label(speaker, factor) for factor in speeds for speaker in speakers]
         self.index = {label: i for i, label in enumerate(classes)}
-        self.pooling = Pooling(D, task.blocks or config.encoder.n_blocks)
+        self.pooling = Pooling(D, config.features.n_mels, config.depth(name), task.spectrum)
         self.dropout = nn.Dropout(task.dropout)
-        self.embedding = nn.Linear(2 * D, task.embedding_dim)
-        self.centres = nn.Parameter(torch.randn(len(classes), task.embedding_dim) * 0.01)
+        self.embedding = nn.Linear(self.pooling.size, task.embedding_dim)
+        self.centres = nn.Parameter(torch.empty(len(classes), task.embedding_dim))
         self.lda_dim = task.lda_dim
         self.register_buffer("projection_EE", torch.eye(task.embedding_dim))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Start the classes' centres anew."""
+        nn.init.normal_(self.centres, std=0.01)
 
     def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
         """A speaker who is not among the classes is no label."""
         classes_B = torch.tensor([self.index.get(label_of(cut, "speaker") or "", -1) for cut in cuts])
         return {"classes": classes_B, "mask": classes_B >= 0}
 
-    def forward(self, blocks: list[Tensor], lengths_B: Tensor, rows_B: Tensor | None = None) -> dict[str, Tensor]:
-        pooled_BP = self.pooling(blocks, lengths_B, rows_B)
+    def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
+        pooled_BP = self.pooling(frames.of_rows(rows_B))
         trained_BE = F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
         embedding_BE = F.normalize(trained_BE @ self.projection_EE, dim=1)
         return {"embedding": embedding_BE, "cosine": trained_BE @ F.normalize(self.centres.float(), dim=1).T}

@@ -1,0 +1,213 @@
+"""Do the tasks pull the shared weights the same way? Measured while training, block by block.
+
+Every so many steps a batch is split in two halves, and each task's gradient with respect to every block's weights is
+taken on each half. What is kept of them is their inner products, from which follow, per block and over time:
+
+- cosine of two tasks' gradients, and the share of measurements where it is below zero (conflict; Shi et al. 2023,
+  'Recon', arXiv 2302.11289);
+- rho, the cosine corrected for noise: ⟨a₁,b₂⟩ / √(⟨a₁,a₂⟩⟨b₁,b₂⟩) of halves 1 and 2. A small batch's gradients are
+  mostly noise, which draws the plain cosine towards 0; here every product is of different utterances. Where a product
+  under the root is not positive, the gradient is not measurable in so little data;
+- magnitude similarity 2|a||b| / (|a|² + |b|²) (Yu et al. 2020, 'PCGrad', arXiv 2001.06782), as they enter the trunk;
+- affinity: the share by which a plain step along task a's gradient lowers task b's loss, to first order
+  lr·⟨a,b⟩ / loss of b (Fifty et al. 2021, 'TAG', arXiv 2109.04617).
+
+Conflict is a suspicion and not a proof (arXiv 2408.14677): `propose_branch` suggests, training decides.
+"""
+
+from __future__ import annotations
+
+import json
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from speech_mtl.data import Batch
+from speech_mtl.model import SpeechModel
+
+FILE = "interference.jsonl"
+
+
+def measure(model: SpeechModel, batch: Batch, targets: dict[str, dict[str, Tensor]], accelerator: Accelerator) -> dict:
+    """{'tasks', 'losses' (K,), 'blocks', 'gram' (blocks, 2K, 2K)}, rows task by task, in each its two halves.
+
+    In eval mode: no dropout, no statistics of the batch, and nothing drawn from the training's random numbers. A task
+    with fewer than two labelled utterances in the batch is left out; {} where fewer than two tasks are left. With
+    several processes the products are averages over theirs, and all of them must call it.
+    """
+    device = accelerator.device
+    names = [name for name in model.tasks if int(targets[name]["mask"].sum()) >= 2]
+    names = _common(names, list(model.tasks), accelerator)
+    groups = block_weights(model)
+    if len(names) < 2 or not groups:
+        return {}
+    model.eval()
+    losses, gradients = [], []
+    for name in names:
+        for rows_B in halves(targets[name]["mask"].to(device)):
+            with accelerator.autocast():
+                shared = model.trunk(batch.audio_BN.to(device)[rows_B], batch.samples_B.to(device)[rows_B])
+                own = {key: value.to(device)[rows_B] for key, value in targets[name].items()}
+                loss = model.task(name).loss(model.head(name, shared, own["mask"]), own) / rows_B.sum()
+            losses.append(loss.item())
+            weights = [w for group in groups.values() for w in group]
+            flat = torch.autograd.grad(loss, weights, allow_unused=True)
+            pairs = zip(weights, flat, strict=True)
+            found = iter([torch.zeros_like(w) if g is None else g for w, g in pairs])
+            gradients.append([torch.cat([next(found).flatten() for _ in group]).double() for group in groups.values()])
+    products = [torch.stack(block) @ torch.stack(block).T for block in zip(*gradients, strict=True)]
+    gram = accelerator.reduce(torch.stack(products), "mean").tolist()
+    means = accelerator.reduce(torch.tensor(losses, dtype=torch.float64, device=device), "mean").view(-1, 2).mean(1)
+    return {"tasks": names, "losses": means.tolist(), "blocks": list(groups), "gram": gram}
+
+
+def block_weights(model: SpeechModel) -> dict[str, list[torch.nn.Parameter]]:
+    """The trunk's trained weights: 'subsampling', then '1', '2', ... block by block."""
+    parts: dict[str, torch.nn.Module]
+    parts = {} if model.encoder.subsampling is None else {"subsampling": model.encoder.subsampling}
+    parts |= {str(int(i) + 1): block for i, block in model.encoder.blocks.items()}
+    groups = {name: [w for w in part.parameters() if w.requires_grad] for name, part in parts.items()}
+    return {name: weights for name, weights in groups.items() if weights}
+
+
+def halves(rows_B: Tensor) -> list[Tensor]:
+    """Two masks that share out the marked rows, every other one."""
+    order_B = rows_B.cumsum(0)
+    return [rows_B & (order_B % 2 == remainder) for remainder in (1, 0)]
+
+
+def _common(names: list[str], tasks: list[str], accelerator: Accelerator) -> list[str]:
+    """The tasks that every process can measure."""
+    can = accelerator.reduce(torch.tensor([float(t in names) for t in tasks], device=accelerator.device), "mean")
+    return [task for task, share in zip(tasks, can.tolist(), strict=True) if share == 1]
+
+
+def append_record(folder: Path, record: dict[str, Any]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / FILE, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def read_records(folder: Path) -> list[dict[str, Any]]:
+    """The measurements of a run's training folder; [] where none were taken."""
+    path = folder / FILE
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def drop_records_after(folder: Path, step: int) -> None:
+    """What a run measured after the state that it is resumed from."""
+    kept = [record for record in read_records(folder) if record["step"] <= step]
+    if (folder / FILE).exists():
+        (folder / FILE).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+
+
+def agreement(records: list[dict[str, Any]], bins: int = 10) -> list[dict[str, Any]]:
+    """The figures of every pair of tasks, per block and over `bins` stretches of time; None where not measurable.
+
+    `records` may be of several runs of one arm (seeds). rho_low and rho_high are a jackknife's 95 % interval over the
+    measurements (Efron & Tibshirani 1993).
+    """
+    found = []
+    names = sorted({task for record in records for task in record["tasks"]}, key=_first_seen(records))
+    for a, b in combinations(names, 2):
+        both = [record for record in records if a in record["tasks"] and b in record["tasks"]]
+        if both:
+            found.append({"tasks": [a, b], "blocks": both[0]["blocks"]} | _pair(both, a, b, bins))
+    return found
+
+
+def _first_seen(records: list[dict[str, Any]]) -> Any:
+    order = [task for record in records for task in record["tasks"]]
+    return order.index
+
+
+def _pair(records: list[dict[str, Any]], a: str, b: str, bins: int) -> dict[str, Any]:
+    grams = np.stack([_of_pair(record, a, b) for record in records])  # (N, blocks, 4, 4): a₁ a₂ b₁ b₂
+    # a task of negative weight enters the trunk turned round
+    turned = np.array([np.sign(record["scales"][a] or 1) * np.sign(record["scales"][b] or 1) for record in records])
+    signs = np.ones((len(records), 1, 4, 4))
+    signs[:, :, :2, 2:] = signs[:, :, 2:, :2] = turned[:, None, None, None]
+    grams = grams * signs
+    epochs = np.array([record["epoch"] for record in records])
+    scales = np.array([[record["scales"][t] for t in (a, b)] for record in records])
+    whole = _whole(grams)
+    cosine = whole[..., 0, 1] / np.sqrt(whole[..., 0, 0] * whole[..., 1, 1]).clip(1e-30)
+    edges = np.linspace(0, epochs.max() + 1e-9, bins + 1)
+    stretches = [np.flatnonzero((epochs >= low) & (epochs < high)) for low, high in zip(edges, edges[1:], strict=False)]
+    stretches = [s for s in stretches if len(s)]
+    size = np.sqrt(whole[..., [0, 1], [0, 1]].mean(0)) * np.abs(scales).mean(0)  # (blocks, 2)
+    step = np.array([record["lr"] for record in records])[:, None]
+    losses = np.array([[record["losses"][record["tasks"].index(t)] for t in (a, b)] for record in records])
+    rho, low, high = rho_interval(grams)
+    return {
+        "epochs": [round(float(epochs[s].mean()), 3) for s in stretches],
+        "cosine": _rows([cosine[s].mean(0) for s in stretches]),
+        "rho": _rows([noise_corrected(grams[s]) for s in stretches]),
+        "conflict_frequency": _list((cosine < 0).mean(0)),
+        "magnitude_similarity": _list(2 * size.prod(1) / (size**2).sum(1).clip(1e-30)),
+        "rho_mean": _list(rho), "rho_low": _list(low), "rho_high": _list(high),
+        "affinity": {
+            f"{a} -> {b}": _list((step * whole[..., 0, 1] / losses[:, 1:]).mean(0)),
+            f"{b} -> {a}": _list((step * whole[..., 0, 1] / losses[:, :1]).mean(0)),
+        },
+    }  # fmt: skip
+
+
+def _of_pair(record: dict[str, Any], a: str, b: str) -> np.ndarray:
+    i, j = (record["tasks"].index(task) for task in (a, b))
+    rows = [2 * i, 2 * i + 1, 2 * j, 2 * j + 1]
+    return np.array(record["gram"])[:, rows][:, :, rows]
+
+
+def _whole(grams: np.ndarray) -> np.ndarray:
+    """(..., 4, 4) of halves -> (..., 2, 2) of the whole batch's gradients, the halves' means."""
+    return grams.reshape(*grams.shape[:-2], 2, 2, 2, 2).mean((-1, -3))
+
+
+def noise_corrected(grams: np.ndarray) -> np.ndarray:
+    """rho (blocks,) of measurements (N, blocks, 4, 4), their products averaged first; NaN where not measurable."""
+    m = grams.mean(0)
+    across = (m[:, 0, 3] + m[:, 1, 2]) / 2
+    a, b = m[:, 0, 1], m[:, 2, 3]
+    with np.errstate(invalid="ignore"):
+        return np.where((a > 0) & (b > 0), across / np.sqrt(np.where((a > 0) & (b > 0), a * b, 1.0)), np.nan)
+
+
+def rho_interval(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """rho (blocks,) and its jackknife 95 % interval; NaN where not measurable or from one measurement."""
+    rho = noise_corrected(grams)
+    if len(grams) < 3:
+        return rho, np.full_like(rho, np.nan), np.full_like(rho, np.nan)
+    without = np.stack([noise_corrected(np.delete(grams, i, axis=0)) for i in range(len(grams))])
+    error = np.sqrt((len(grams) - 1) / len(grams) * ((without - without.mean(0)) ** 2).sum(0))
+    return rho, rho - 1.96 * error, rho + 1.96 * error
+
+
+def propose_branch(pairs: list[dict[str, Any]]) -> tuple[int, str]:
+    """(branch point, why): sharing ends below the lowest block where some pair of tasks conflicts beyond doubt."""
+    blocks = [block for block in pairs[0]["blocks"] if block != "subsampling"]
+    for block in blocks:
+        for pair in pairs:
+            i = pair["blocks"].index(block)
+            high = pair["rho_high"][i]
+            if high is not None and high < 0:
+                tasks = " and ".join(pair["tasks"])
+                return int(block) - 1, (
+                    f"block {block} is the lowest where {tasks} conflict beyond doubt: noise-corrected cosine "
+                    f"{pair['rho_mean'][i]:+.2f}, at most {high:+.2f}"
+                )
+    return len(blocks), "in no shared block is the noise-corrected cosine below zero beyond doubt"
+
+
+def _list(values: np.ndarray) -> list[float | None]:
+    return [round(float(v), 6) if np.isfinite(v) else None for v in values]
+
+
+def _rows(by_time: list[np.ndarray]) -> list[list[float | None]]:
+    """(T, blocks) -> a list per block."""
+    return [_list(column) for column in np.stack(by_time).T]

@@ -1,0 +1,125 @@
+"""The instrument against gradients whose agreement is known."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import tiny_values
+
+from speech_mtl import interference
+from speech_mtl.config import parse_config
+from speech_mtl.data import SpeechDataset, read_cuts
+from speech_mtl.train import Trainer, train
+
+
+def record(step: int, products: list[list[float]], scales: tuple[float, float] = (1.0, 1.0)) -> dict:
+    """One measurement of a single block; rows: asr half 1, asr half 2, speaker half 1, speaker half 2."""
+    return {
+        "step": step, "epoch": step / 10, "lr": 0.1, "tasks": ["asr", "speaker"], "losses": [2.0, 4.0],
+        "blocks": ["1"], "gram": [products], "scales": dict(zip(("asr", "speaker"), scales, strict=True)),
+    }  # fmt: skip
+
+
+def products_of(*gradients: list[float]) -> list[list[float]]:
+    matrix = np.array(gradients)
+    return (matrix @ matrix.T).tolist()
+
+
+def test_figures_by_hand() -> None:
+    """asr (1,0) and (1,0), speaker (1,1) and (1,-1): whole gradients (1,0) and (1,0).
+
+    rho: <a1,b2> = 1, <b1,a2> = 1, <a1,a2> = 1, <b1,b2> = 0, which cannot be measured. With (1,2) and (1,0) instead of
+    the speaker's: <b1,b2> = 1, rho = 1 / sqrt(1·1) = 1; the whole is (1,1), cosine 1/sqrt(2), sizes 1 and sqrt(2):
+    magnitude similarity 2·sqrt(2)/3. affinity: 0.1·1/4 for speaker's loss, 0.1·1/2 for asr's.
+    """
+    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 1], [1, -1]))])
+    assert pair["rho_mean"] == [None] and pair["cosine"] == [[1.0]]
+    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 2], [1, 0]))])
+    assert pair["rho_mean"] == [1.0] and pair["rho"] == [[1.0]] and pair["conflict_frequency"] == [0.0]
+    assert pair["cosine"][0][0] == pytest.approx(2**-0.5, abs=1e-6)
+    assert pair["magnitude_similarity"][0] == pytest.approx(2 * 2**0.5 / 3, abs=1e-6)
+    assert pair["affinity"] == {"asr -> speaker": [0.025], "speaker -> asr": [0.05]}
+
+
+def test_noise_is_corrected_for() -> None:
+    """True cosine 0.6 under noise ten times as large: the plain cosine is near 0, rho near 0.6, its interval true."""
+    rng = np.random.default_rng(0)
+    a, b = np.zeros((2, 400))
+    a[0], b[0], b[1] = 1, 0.6, 0.8
+    records = []
+    for step in range(3000):
+        halves = [g + rng.normal(0, 0.5, 400) for g in (a, a, b, b)]
+        records.append(record(step, products_of(*halves)))
+    (pair,) = interference.agreement(records)
+    assert abs(np.mean(pair["cosine"][0])) < 0.05
+    assert pair["rho_mean"][0] == pytest.approx(0.6, abs=0.15)
+    assert pair["rho_low"][0] < 0.6 < pair["rho_high"][0] and pair["rho_high"][0] - pair["rho_low"][0] < 0.5
+
+
+def test_negative_weight_turns_a_task_round() -> None:
+    products = products_of([1, 0], [1, 0], [1, 0], [1, 0])
+    (pair,) = interference.agreement([record(i, products, (1.0, -0.5)) for i in range(4)])
+    assert pair["cosine"] == [[-1.0] * 4] and pair["rho_mean"] == [-1.0] and pair["conflict_frequency"] == [1.0]
+
+
+def test_proposed_branch_point_is_below_the_lowest_conflict_beyond_doubt() -> None:
+    pair = {
+        "tasks": ["asr", "speaker"], "blocks": ["subsampling", "1", "2", "3"],
+        "rho_mean": [-0.9, 0.3, -0.2, -0.4], "rho_high": [-0.8, 0.5, 0.1, -0.1],
+    }  # fmt: skip
+    branch, why = interference.propose_branch([pair])
+    assert branch == 2 and "block 3" in why and "-0.40" in why
+    pair["rho_high"][3] = None  # type: ignore[call-overload]
+    assert interference.propose_branch([pair])[0] == 3
+
+
+def test_measured_products_are_those_of_the_gradients(corpus: dict[str, str], tmp_path: Path) -> None:
+    """Against plain autograd on each half; and measuring draws nothing from the training's random numbers."""
+    config = parse_config(tiny_values(corpus), "test")
+    trainer = Trainer(config, tmp_path / "run")
+    model = trainer.raw_model
+    batch = SpeechDataset(config)[0, list(read_cuts([corpus["train"]]))[:6]]  # type: ignore[index]
+    targets = model.targets(batch.cuts, batch.samples_B)
+    random = torch.get_rng_state()
+    found = interference.measure(model, batch, targets, trainer.accelerator)
+    assert torch.equal(random, torch.get_rng_state())
+    assert found["tasks"] == ["asr", "speaker"] and found["blocks"] == ["subsampling", "1", "2"]
+    weights = list(model.encoder.blocks["1"].parameters())
+    gradients = []
+    for name in ("asr", "speaker"):
+        for rows in (torch.tensor([0, 2, 4]), torch.tensor([1, 3, 5])):
+            output = model(batch.audio_BN[rows], batch.samples_B[rows])[name]
+            own = {key: value[rows] for key, value in targets[name].items()}
+            loss = model.task(name).loss(output, own) / 3
+            flat = torch.autograd.grad(loss, weights, allow_unused=True)
+            gradients.append(torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten()
+                                        for w, g in zip(weights, flat, strict=True)]))  # fmt: skip
+    expected = torch.stack(gradients) @ torch.stack(gradients).T
+    torch.testing.assert_close(torch.tensor(found["gram"][2]).float(), expected, rtol=2e-3, atol=1e-4)
+
+
+def test_two_copies_of_a_task_agree_and_an_opposed_one_conflicts(corpus: dict[str, str], tmp_path: Path) -> None:
+    for weight, sign in ((1.0, 1), (-1.0, -1)):
+        values = tiny_values(corpus)
+        values["tasks"] = {
+            "one": {"type": "classify", "label": "gender"},
+            "two": {"type": "classify", "label": "gender", "weight": weight},
+        }
+        values["train"] |= {"interference_every": 2}
+        folder = train(parse_config(values, "test"), tmp_path / str(sign))
+        (pair,) = interference.agreement(interference.read_records(folder / "training"))
+        # equal heads start alike; dropout lets them grow apart a little
+        assert all(sign * cosine > 0.9 for block in pair["cosine"] for cosine in block)
+        assert all(sign * rho > 0.8 for rho in pair["rho_mean"])
+        if sign < 0:
+            assert interference.propose_branch([pair])[0] == 0
+
+
+def test_a_resumed_run_keeps_no_measurement_twice(tmp_path: Path) -> None:
+    for step in (0, 10, 20):
+        interference.append_record(tmp_path, {"step": step})
+    interference.drop_records_after(tmp_path, 10)
+    assert [r["step"] for r in interference.read_records(tmp_path)] == [0, 10]
