@@ -161,6 +161,47 @@ def train_(
         fail("interrupted; run again with --resume" if saved else "interrupted before anything was saved", 130)
 
 
+@app.command("compare")
+@guarded
+def compare_(
+    recipe: Annotated[str, typer.Argument(help="A recipe with a [compare] section, or the path of a .toml file.")],
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="The recipe's short form: fewer arms, seeds, epochs.")] = False,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each a process of its own.")] = 1,
+) -> None:
+    """Train every arm with every seed, and report whether, where and how the tasks should share a model.
+
+    What is done is kept: run again, it goes on where it was stopped.
+
+    \b
+    Example: speech-mtl compare fsdd --jobs 2 --out runs/fsdd-compare
+    """
+    import shlex
+    import sys
+
+    from speech_mtl.config import load_recipe
+
+    config = load_recipe(recipe, overrides)  # before torch is loaded: a wrong key is answered at once
+    import json
+
+    from speech_mtl.compare import compare
+    from speech_mtl.report.compare import terminal_summary
+
+    command = shlex.join(["speech-mtl", *sys.argv[1:]])
+    try:
+        page = compare(config, recipe, out, command=command, quick=quick, jobs=jobs)
+    except KeyboardInterrupt:
+        fail("interrupted; the same command goes on from there", 130)
+    found = json.loads((out / "compare.json").read_text(encoding="utf-8"))
+    typer.echo(terminal_summary(found))
+    typer.echo(f"\nreport: {page}")
+    if not found["complete"]:
+        fail("not all runs were done; the report names them", 1)
+
+
 @app.command("evaluate")
 @guarded
 def evaluate_(

@@ -267,23 +267,6 @@ def delta_m(errors: Mapping[str, float], reference_errors: Mapping[str, float]) 
     return sum(1 - errors[name] / reference_errors[name] for name in errors) / len(errors)
 
 
-def pareto_front(points: Mapping[str, Sequence[float]]) -> list[str]:
-    """Names of the points that no other point dominates, in the order given; lower is better on every axis.
-
-    A point dominates another where it is nowhere worse and somewhere better (Pareto 1906), so equal points all stay.
-    Raises ValueError for points of different length, without an axis, or with NaN.
-    """
-    lengths = {name: len(point) for name, point in points.items()}
-    if len(set(lengths.values())) > 1 or 0 in lengths.values():
-        raise ValueError(f"points with {lengths} axes; every point needs the same number, at least 1")
-    values = {name: _numbers(f"point '{name}'", point, dims=(1,), signed=True) for name, point in points.items()}
-    return [
-        name
-        for name, point in values.items()
-        if not any((other <= point).all() and (other < point).any() for other in values.values())
-    ]
-
-
 def _blocks(speakers: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
     """What is drawn together: block of every utterance, stratum of every block, and the same in words."""
     names, speaker_of_U = np.unique(np.array([str(name) for name in speakers]), return_inverse=True)

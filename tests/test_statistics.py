@@ -20,7 +20,6 @@ from speech_mtl.statistics import (
     eer_bootstrap,
     mcnemar,
     paired_wer_bootstrap,
-    pareto_front,
     utterances_needed,
     verdict,
 )
@@ -409,12 +408,6 @@ def test_delta_m_by_hand() -> None:
     assert delta_m({"asr": 0.09, "speaker": 0.01}, {"asr": 0.1, "speaker": 0.0}) is None
 
 
-def test_pareto_front_keeps_ties_and_the_order() -> None:
-    points = {"worst": (3, 3), "left": (1, 4), "twin": (2, 2), "low": (4, 1), "same": (2, 2), "edge": (2, 3)}
-    assert pareto_front(points) == ["left", "twin", "low", "same"]
-    assert pareto_front({"a": (1.0,), "b": (0.5,)}) == ["b"] and pareto_front({}) == []
-
-
 # ---- bad input
 
 EYE = np.eye(4, dtype=bool)
@@ -450,8 +443,6 @@ EYE = np.eye(4, dtype=bool)
         (lambda: delta_m({"asr": 0.1}, {"speaker": 0.1}), r"\['asr'\].*\['speaker'\]"),
         (lambda: delta_m({}, {}), "both must match"),
         (lambda: delta_m({"asr": math.inf}, {"asr": 0.1}), "error of task 'asr': inf"),
-        (lambda: pareto_front({"a": (1, 2), "b": (1,)}), r"\{'a': 2, 'b': 1\}"),
-        (lambda: pareto_front({"a": (math.nan, 2)}), "point 'a': nan"),
     ],
 )
 def test_bad_input_is_refused_with_the_value_found(call: Callable, message: str) -> None:

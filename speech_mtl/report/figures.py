@@ -14,7 +14,10 @@ from typing import Any
 import numpy as np
 
 INK, MUTED, LINE, ACCENT, CONTRAST = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
+SERIES = ("#101112", "#131415", "#161718", "#191a1b", "#1c1d1e", "#1f2021", "#222324", "#252627")
+"""Eight colours that can be told apart, for the lines of one figure."""
 STAND_INS = {INK: "--ink", MUTED: "--muted", LINE: "--line", ACCENT: "--accent", CONTRAST: "--contrast"}
+STAND_INS |= {color: f"--s{i}" for i, color in enumerate(SERIES)}
 
 MELS = 80
 FREQUENCY_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
@@ -39,7 +42,7 @@ def score_histogram(target: np.ndarray, other: np.ndarray, threshold: float | No
     axes.set_xlabel("score (cosine)")
     axes.set_ylabel("share of the trials, %")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.2), ncols=3, frameon=False, labelcolor=INK, fontsize=8)
-    return _svg(figure, "histogram")
+    return svg(figure, "histogram")
 
 
 def det_curve(target: np.ndarray, other: np.ndarray) -> str:
@@ -68,7 +71,7 @@ def det_curve(target: np.ndarray, other: np.ndarray) -> str:
     axes.grid(color=LINE, linewidth=0.6)
     axes.set_xlabel("other voices wrongly accepted, %")
     axes.set_ylabel("the right voice wrongly rejected, %")
-    return _svg(figure, "det")
+    return svg(figure, "det")
 
 
 def read_audio(path: Path, start_s: float = 0.0, duration_s: float | None = None) -> tuple[np.ndarray, int]:
@@ -120,7 +123,7 @@ def spectrogram(samples: np.ndarray, rate: int, words: list[dict[str, Any]]) -> 
         )  # fmt: skip
         axes.plot([word["start_s"], word["end_s"]], [height, height], color=ACCENT, linewidth=2, clip_on=False)
     axes.set(xlim=(0, duration_s), ylim=(0, MELS))
-    return _svg(figure, "spectrogram")
+    return svg(figure, "spectrogram")
 
 
 def free_lane(lanes: list[float], middle: float, half_width: float, limit: int) -> int:
@@ -133,21 +136,31 @@ def free_lane(lanes: list[float], middle: float, half_width: float, limit: int) 
 
 
 def _figure(width: float, height: float) -> tuple[Any, Any]:
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=110, layout="tight")
-    axes = figure.add_subplot()
-    figure.patch.set_alpha(0)
-    axes.patch.set_alpha(0)
-    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8)
-    axes.xaxis.label.set_color(INK)
-    axes.yaxis.label.set_color(INK)
-    axes.spines[:].set_color(MUTED)
-    axes.spines[["top", "right"]].set_visible(False)
+    figure, (axes,) = panels(width, height, 1)
     return figure, axes
 
 
-def _svg(figure: Any, name: str) -> str:
+def panels(width: float, height: float, count: int, columns: int = 1) -> tuple[Any, list[Any]]:
+    """A figure of `width` x `height` inches with `count` axes, `columns` of them side by side."""
+    from matplotlib.figure import Figure
+
+    rows = -(-count // columns)
+    figure = Figure(figsize=(width, height), dpi=110, layout="tight" if count == 1 else None)
+    if count > 1:  # room for the labels between panels; what is outside them, saving crops
+        figure.subplots_adjust(wspace=0.9 * columns / width, hspace=1.15 * rows / height)
+    figure.patch.set_alpha(0)
+    every = [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    for axes in every:
+        axes.patch.set_alpha(0)
+        axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=8)
+        for text in (axes.xaxis.label, axes.yaxis.label, axes.title):
+            text.set_color(INK)
+        axes.spines[:].set_color(MUTED)
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure, every
+
+
+def svg(figure: Any, name: str) -> str:
     """The figure as an <svg> element. Its ids differ from other figures' by `name`; text stays text."""
     import matplotlib
 

@@ -1,0 +1,153 @@
+"""The arms of a comparison: which models are trained, from one recipe.
+
+An arm is the recipe with overrides, for one purpose: a task alone, everything shared, transfer, a control, a sweep over
+the branch point, the weights or the weighting methods, or whatever a user writes under [compare.arms]. All arms see the
+same labelled utterances for the tasks they train.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from itertools import permutations
+from typing import Any
+
+from speech_mtl.config import Config, ConfigError, override_values, parse_config
+
+
+@dataclass(frozen=True)
+class Arm:
+    name: str
+    title: str
+    group: str
+    """single, joint, transfer, control, small, branch, weight, method or user."""
+    tasks: tuple[str, ...]
+    overrides: tuple[str, ...] = ()
+    start_from: str = ""
+    """The arm whose model of the same seed it starts from."""
+    branch: int | None = None
+    """The branch point that all tasks have, where they have one in common."""
+
+    @property
+    def folder(self) -> str:
+        return re.sub(r"[^\w.+-]+", "-", self.name)
+
+
+@dataclass
+class Plan:
+    """The arms in the order of training: an arm comes after the one it starts from."""
+
+    config: Config
+    arms: list[Arm] = field(default_factory=list)
+
+    def add(self, arm: Arm) -> None:
+        if any(known.name == arm.name or known.folder == arm.folder for known in self.arms):
+            raise ConfigError(f"compare: two arms are called '{arm.name}'; give one of them another name")
+        self.arms.append(arm)
+
+    def config_of(self, arm: Arm, seed: int, start_folder: str = "") -> Config:
+        """The arm's recipe. Raises ConfigError for an override that does not fit."""
+        values = self.config.model_dump()
+        values["tasks"] = {name: values["tasks"][name] for name in arm.tasks}
+        values["train"] |= {"seed": seed, "init": start_folder}
+        if values["train"]["select"] not in (*arm.tasks, "mean"):
+            values["train"]["select"] = "mean"
+        for override in arm.overrides:
+            override_values(values, override)
+        return parse_config(values, f"arm '{arm.name}'")
+
+
+def plan_arms(config: Config) -> Plan:
+    """All the arms that the recipe's [compare] section asks for. Raises ConfigError."""
+    plan, names = Plan(config), list(config.tasks)
+    if len(names) < 2:
+        raise ConfigError(f"compare: at least two tasks are needed, the recipe has {names}")
+    everything = tuple(names)
+    for name in names:
+        plan.add(Arm(_alone(name), f"{name} alone", "single", (name,)))
+    plan.add(Arm("joint", "joint, as the recipe has it", "joint", everything, branch=_common_branch(config)))
+    for source, target in permutations(names, 2):
+        title = f"{target} alone, started from the encoder of {source} alone"
+        plan.add(Arm(f"{source} to {target}", title, "transfer", (target,), start_from=_alone(source)))
+    first, rest = names[0], names[1:]
+    frozen = f'train.freeze=["encoder", "tasks.{first}."]'
+    title = f"heads of {', '.join(rest)} on the frozen encoder of {first} alone"
+    name = f"frozen {first} + {' + '.join(rest)}"
+    shared = tuple(f"tasks.{n}.branch={config.encoder.n_blocks}" for n in names)
+    plan.add(Arm(name, title, "transfer", everything, (frozen, *shared), start_from=_alone(first)))
+    for name in rest:
+        label = "speaker" if config.tasks[name].type == "speaker" else config.tasks[name].label or name
+        title = f"joint, the labels of {name} shuffled among the utterances"
+        plan.add(Arm(f"permuted {name}", title, "control", everything, (f'data.permute=["{label}"]',)))
+    width = _small_width(config)
+    for name in names:
+        title = f"{name} alone, so small that the {len(names)} of them have the joint model's size"
+        plan.add(Arm(f"small {name}", title, "small", (name,), (f"encoder.d_model={width}",)))
+    for branch in config.compare.branches:
+        if branch > config.encoder.n_blocks:
+            raise ConfigError(
+                f"compare.branches: {branch} is beyond the trunk's last block, accepted: 0 to {config.encoder.n_blocks}"
+            )
+        overrides = tuple(f"tasks.{name}.branch={branch}" for name in names)
+        plan.add(Arm(f"branch {branch}", f"blocks 1..{branch} shared", "branch", everything, overrides, branch=branch))
+    for name, factors in config.compare.weights.items():
+        if name not in config.tasks:
+            raise ConfigError(f"compare.weights: no task '{name}'; accepted: {', '.join(names)}")
+        for factor in factors:
+            weight = factor * config.tasks[name].weight
+            plan.add(Arm(
+                f"{name} x{factor:g}", f"weight of {name} {weight:g}", "weight", everything,
+                (f"tasks.{name}.weight={weight!r}",), branch=_common_branch(config),
+            ))  # fmt: skip
+    for method in config.compare.methods:
+        plan.add(Arm(
+            method, f"weighting by {method}", "method", everything,
+            (f'train.weighting="{method}"', *(f"tasks.{n}.weight=1.0" for n in names)),
+            branch=_common_branch(config),
+        ))  # fmt: skip
+    for name, own in config.compare.arms.items():
+        plan.add(Arm(name, name, "user", everything, tuple(own)))
+    unknown = set(config.compare.leave_out) - {arm.name for arm in plan.arms} - {arm.group for arm in plan.arms}
+    if unknown:
+        accepted = ", ".join([*dict.fromkeys(arm.group for arm in plan.arms), *(arm.name for arm in plan.arms)])
+        raise ConfigError(f"compare.leave_out: no arm or group '{sorted(unknown)[0]}'; accepted: {accepted}")
+    left_out = config.compare.leave_out
+    plan.arms = [arm for arm in plan.arms if not {arm.name, arm.group} & set(left_out)]
+    known = {arm.name for arm in plan.arms}
+    plan.arms = [arm for arm in plan.arms if not arm.start_from or arm.start_from in known]
+    for arm in plan.arms:
+        plan.config_of(arm, config.compare.seeds[0])  # what does not fit is said before anything is trained
+    return plan
+
+
+def _alone(task: str) -> str:
+    return f"{task} alone"
+
+
+def _common_branch(config: Config) -> int | None:
+    points = {config.branch_point(name) for name in config.tasks}
+    return points.pop() if len(points) == 1 else None
+
+
+def _small_width(config: Config) -> int:
+    """The widest d_model at which as many single models as there are tasks have no more weights than the joint one."""
+    target = encoder_weights(config, config.encoder.d_model)
+    step = 2 * config.encoder.n_heads
+    fitting = [
+        width
+        for width in range(step, config.encoder.d_model + 1, step)
+        if len(config.tasks) * encoder_weights(config, width) <= target
+    ]
+    return max(fitting, default=step)
+
+
+def encoder_weights(config: Config, width: int) -> int:
+    """The number of weights of a whole encoder of this width."""
+    import torch
+
+    from speech_mtl.encoder import Conformer
+
+    values: dict[str, Any] = config.encoder.model_dump() | {"d_model": width}
+    with torch.device("meta"):
+        encoder = Conformer(type(config.encoder).model_validate(values), config.features.n_mels)
+    return sum(weight.numel() for weight in encoder.parameters())

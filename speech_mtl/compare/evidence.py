@@ -1,0 +1,302 @@
+"""What the finished runs show: rows and logs of every arm -> the facts that compare.json holds.
+
+Scores are paired utterance by utterance with those of the task's single model, over all seeds (statistics.py). Nothing
+here decides what a person should do; report/advice.py puts the facts into words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+from speech_mtl import interference
+from speech_mtl.checkpoint import load_model
+from speech_mtl.compare.arms import Arm, Plan
+from speech_mtl.compare.cost import flops_per_s, measure_cost
+from speech_mtl.compare.representations import block_vectors, linear_cka, probe_accuracy
+from speech_mtl.compare.runs import Run, test_sets
+from speech_mtl.config import Config
+from speech_mtl.data import DataError, take_inventory
+from speech_mtl.evaluate import Row, headline, read_rows
+from speech_mtl.mixture import read_training
+from speech_mtl.statistics import Comparison, delta_m, eer_bootstrap, mcnemar, paired_wer_bootstrap, utterances_needed
+from speech_mtl.statistics import verdict as verdict_of
+
+CONFIDENCE = 0.95
+
+
+class Evidence:
+    """The finished runs by arm and seed, their rows read once."""
+
+    def __init__(self, plan: Plan, runs: list[Run]):
+        self.plan, self.sets = plan, test_sets(plan)
+        self.kinds: dict[str, str] = {name: task.type for name, task in plan.config.tasks.items()}
+        self.done: dict[str, list[Run]] = defaultdict(list)
+        self.failed: dict[str, dict[str, str]] = defaultdict(dict)
+        for run in runs:
+            if run.done():
+                self.done[run.arm.name].append(run)
+            elif reason := run.failure():
+                self.failed[run.arm.name][str(run.seed)] = reason
+        self.arms = [arm for arm in plan.arms if self.done[arm.name] or self.failed[arm.name]]
+        self._rows: dict[tuple[str, str], list[list[Row]]] = {}
+
+    def rows(self, arm: str, part: str) -> list[list[Row]]:
+        """Of every seed, the scored utterances in the order of their ids."""
+        if (arm, part) not in self._rows:
+            found = [read_rows(run.folder / "scores" / part / "utterances.jsonl") for run in self.done[arm]]
+            scored = [sorted((r for r in rows if "error" not in r), key=lambda r: r["id"]) for rows in found]
+            self._rows[arm, part] = scored
+        return self._rows[arm, part]
+
+    def errors(self, arm: str, part: str) -> dict[str, dict[str, float]]:
+        """By task and seed, the headline error on a test set."""
+        found: dict[str, dict[str, float]] = defaultdict(dict)
+        for run in self.done[arm]:
+            summary = _json(run.folder / "scores" / part / "summary.json")
+            kinds = {name: self.kinds[name] for name in run.arm.tasks}
+            for task, error in headline(summary, kinds).items():
+                found[task][str(run.seed)] = error
+        return found
+
+    def compare(self, arm: str, reference: str, task: str, part: str) -> Comparison | None:
+        """The arm against the reference; None where one of them has no labelled utterance."""
+        runs = [*self.rows(arm, part), *self.rows(reference, part)]
+        if not self.done[arm] or not self.done[reference]:
+            return None
+        ids = set.intersection(*({row["id"] for row in rows if "ref" in row[task]} for rows in runs))
+        if not ids:
+            return None
+        a, b = ([[r for r in rows if r["id"] in ids] for rows in self.rows(name, part)] for name in (arm, reference))
+        speakers = [row["true_speaker"] or row["id"] for row in a[0]]
+        if self.kinds[task] == "asr":
+            words = [_words(row[task]["errors"]) for row in a[0]]
+            if not sum(words):
+                return None
+            ours, theirs = ([[_errors(r[task]["errors"]) for r in rows] for rows in arm_rows] for arm_rows in (a, b))
+            return paired_wer_bootstrap(ours, theirs, words, speakers, confidence=CONFIDENCE)
+        if self.kinds[task] == "speaker" and a[0][0][task]["mode"] == "enrolled":
+            names = sorted(a[0][0][task]["scores"])
+            scores_a, scores_b = (
+                [[[r[task]["scores"][n] for n in names] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
+            )
+            is_target = [[row[task]["ref"] == name for name in names] for row in a[0]]
+            return eer_bootstrap(scores_a, scores_b, is_target, speakers, confidence=CONFIDENCE)
+        right_a, right_b = (
+            [[r[task]["ref"] == r[task]["hyp"] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
+        )
+        return mcnemar(right_a, right_b, confidence=CONFIDENCE)
+
+    def verdict(self, arm: Arm, task: str, part: str) -> dict[str, Any] | None:
+        reference = f"{task} alone"
+        if arm.name == reference or not self.done[reference]:
+            return None
+        found = self.compare(arm.name, reference, task, part)
+        if found is None:
+            return None
+        margin = self.plan.config.compare.margin * mean(self.errors(reference, part)[task].values())
+        word = verdict_of(found.difference, found.low, found.high, margin)
+        needed = utterances_needed(
+            found.low, found.high, found.difference, margin, found.utterances, training_share=found.training_share
+        )
+        return {
+            "against": reference, "difference": found.difference, "low": found.low, "high": found.high,
+            "margin": margin, "verdict": word, "p": found.p, "test": found.test, "needed_utterances": needed,
+        }  # fmt: skip
+
+
+def _errors(counts: dict[str, int]) -> int:
+    return counts["substitutions"] + counts["deletions"] + counts["insertions"]
+
+
+def _words(counts: dict[str, int]) -> int:
+    return counts["words"]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def collect(plan: Plan, runs: list[Run]) -> dict[str, Any]:
+    """compare.json, less what only the caller knows (command, commit, machine, minutes)."""
+    evidence = Evidence(plan, runs)
+    config = plan.config
+    pairs = [p for arm in evidence.arms if arm.group in ("joint", "user") for p in _interference(evidence, arm)]
+    arms = [_arm(evidence, arm) for arm in evidence.arms]
+    joint = next((arm for arm in arms if arm["name"] == "joint"), None)
+    parts = list(evidence.sets)
+    return {
+        "seeds": config.compare.seeds,
+        "complete": all(run.done() for run in runs),
+        "margin": config.compare.margin,
+        "confidence": CONFIDENCE,
+        "tasks": {name: {"type": kind, "metric": _metric(evidence, name)} for name, kind in evidence.kinds.items()},
+        "sets": {part: {"manifests": evidence.sets[part]["manifests"], "utterances": _utterances(evidence, part)}
+                 for part in parts},
+        "arms": arms,
+        "interference": pairs,
+        "overhead": _overhead(evidence),
+        "proposal": _proposal(evidence, arms, [p for p in pairs if p["arm"] == "joint"], parts[0]),
+        **_representations(evidence, parts[0]),
+        "curves": {arm.name: curve for arm in evidence.arms if (curve := _curve(evidence, arm))},
+        "cost": _cost(evidence) if joint and not joint["failed"] else None,
+    }  # fmt: skip
+
+
+def _metric(evidence: Evidence, task: str) -> str:
+    if evidence.kinds[task] == "asr":
+        return "wer"
+    enrolled = evidence.sets["in domain"]["enroll"] and evidence.kinds[task] == "speaker"
+    return "eer" if enrolled else "accuracy error"
+
+
+def _utterances(evidence: Evidence, part: str) -> int:
+    return max((len(rows[0]) for arm in evidence.arms if (rows := evidence.rows(arm.name, part))), default=0)
+
+
+def _arm(evidence: Evidence, arm: Arm) -> dict[str, Any]:
+    config = evidence.plan.config_of(arm, evidence.plan.config.compare.seeds[0])
+    facts: dict[str, Any] = {
+        "name": arm.name, "title": arm.title, "group": arm.group, "tasks": list(arm.tasks), "branch": arm.branch,
+        "weights": {name: task.weight for name, task in config.tasks.items()}, "method": config.train.weighting,
+        "failed": evidence.failed[arm.name], "delta_m": None, "scores": {}, "verdicts": {},
+    }  # fmt: skip
+    facts |= _size(evidence, arm, config)
+    for part in evidence.sets:
+        errors = evidence.errors(arm.name, part)
+        facts["scores"][part] = {
+            task: {"per_seed": e, "mean": mean(e.values()), "std": pstdev(e.values())} for task, e in errors.items()
+        }
+        found = {task: evidence.verdict(arm, task, part) for task in errors}
+        facts["verdicts"][part] = {task: v for task, v in found.items() if v}
+        singles = {task: evidence.errors(f"{task} alone", part).get(task) for task in evidence.kinds}
+        if set(errors) == set(evidence.kinds) and all(singles.values()):
+            ours = {task: mean(e.values()) for task, e in errors.items()}
+            theirs = {task: mean((e or {}).values()) for task, e in singles.items()}
+            facts["delta_m"] = (facts["delta_m"] or {}) | {part: delta_m(ours, theirs)}
+    return facts
+
+
+def _size(evidence: Evidence, arm: Arm, config: Config) -> dict[str, Any]:
+    """Examples, parameters, FLOPs, and minutes of training."""
+    runs = evidence.done[arm.name]
+    if not runs:
+        unknown = dict.fromkeys(("parameters", "flops_per_s", "train_flops", "train_minutes"))
+        return {"examples": {}} | unknown
+    inventory = take_inventory(read_training(config), config)
+    examples = {
+        name: len(inventory.texts) if task.type == "asr" else sum(inventory.classes[name].values())
+        for name, task in config.tasks.items()
+    }
+    model = load_model(runs[0].folder)
+    trunk, heads = flops_per_s(model)
+    frozen = tuple(config.train.freeze)
+    # a backward pass costs twice the forward one, and is not run through what is frozen
+    passes = trunk * (1 if "encoder" in frozen else 3)
+    passes += sum(f * (1 if f"tasks.{name}.".startswith(frozen) and frozen else 3) for name, f in heads.items())
+    train_flops = passes * inventory.duration_s * config.train.epochs
+    if arm.start_from:
+        source = next(a for a in evidence.plan.arms if a.name == arm.start_from)
+        source_config = evidence.plan.config_of(source, config.train.seed)
+        train_flops += _size(evidence, source, source_config)["train_flops"] or 0.0
+    minutes = [_metrics(run)[-1]["elapsed_s"] / 60 for run in runs]
+    return {
+        "examples": examples, "parameters": sum(p.numel() for p in model.parameters()),
+        "flops_per_s": trunk + sum(heads.values()), "train_flops": train_flops,
+        "train_minutes": round(mean(minutes), 2),
+    }  # fmt: skip
+
+
+def _metrics(run: Run) -> list[dict[str, Any]]:
+    text = (run.folder / "training" / "metrics.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def _curve(evidence: Evidence, arm: Arm) -> list[dict[str, Any]]:
+    """Dev errors by epoch, mean over seeds."""
+    by_epoch: dict[float, list[dict[str, float]]] = defaultdict(list)
+    kinds = {name: evidence.kinds[name] for name in arm.tasks}
+    for run in evidence.done[arm.name]:
+        for line in _metrics(run):
+            errors = headline(line["dev"], kinds)
+            by_epoch[line["epoch"]].append({"minutes": line["elapsed_s"] / 60} | errors)
+    return [
+        {"epoch": epoch} | {key: mean(line[key] for line in lines) for key in lines[0]}
+        for epoch, lines in sorted(by_epoch.items())
+        if all(lines[0].keys() == line.keys() for line in lines)
+    ]
+
+
+def _records(evidence: Evidence, arm: str) -> list[dict[str, Any]]:
+    return [r for run in evidence.done[arm] for r in interference.read_records(run.folder / "training")]
+
+
+def _interference(evidence: Evidence, arm: Arm) -> list[dict[str, Any]]:
+    records = _records(evidence, arm.name)
+    return [{"arm": arm.name} | pair for pair in interference.agreement(records)] if records else []
+
+
+def _overhead(evidence: Evidence) -> float | None:
+    """The share of the joint arm's training time that went into measuring interference."""
+    runs = evidence.done["joint"]
+    seconds = sum(record["seconds"] for record in _records(evidence, "joint"))
+    total = sum(_metrics(run)[-1]["elapsed_s"] for run in runs)
+    return round(seconds / total, 4) if seconds and total else None
+
+
+def _proposal(evidence: Evidence, arms: list[dict], pairs: list[dict], part: str) -> dict[str, Any] | None:
+    """Where the measured conflict says to part, and whether training agrees.
+
+    Confirmed: among the branch points that were trained, none has a mean relative error lower than that of the proposed
+    one by more than the margin. Null where the proposed one was not trained.
+    """
+    if not pairs:
+        return None
+    branch, why = interference.propose_branch(pairs)
+    swept = [a for a in arms if a["group"] in ("branch", "joint") and a["branch"] is not None and not a["failed"]]
+    relative = {}
+    for arm in swept:
+        errors = {task: s["mean"] for task, s in arm["scores"][part].items()}
+        singles = {task: mean(evidence.errors(f"{task} alone", part)[task].values() or [0.0]) for task in errors}
+        if errors and all(singles.values()):
+            relative[arm["name"]] = mean(errors[task] / singles[task] for task in errors)
+    tested = [{"branch": a["branch"], "arm": a["name"]} for a in swept if a["name"] in relative]
+    ours = [relative[t["arm"]] for t in tested if t["branch"] == branch]
+    confirmed = min(ours) <= min(relative.values()) + evidence.plan.config.compare.margin if ours else None
+    return {"branch": branch, "why": why, "tested": tested, "confirmed": confirmed}
+
+
+def _representations(evidence: Evidence, part: str) -> dict[str, Any]:
+    """CKA between the single models, and between each and the joint one; a probe of every label on every block."""
+    names = [n for n in [*(f"{t} alone" for t in evidence.kinds), "joint"] if evidence.done[n]]
+    found: dict[str, Any] = {"cka": [], "probe": []}
+    vectors, labels = {}, None
+    for name in names:
+        model = load_model(evidence.done[name][0].folder)
+        try:
+            vectors[name], labels = block_vectors(model, evidence.sets[part]["manifests"], evidence.plan.config)
+        except DataError:
+            return found
+    for i, a in enumerate(names):
+        for b in names[i + 1 :]:
+            depth = min(len(vectors[a]), len(vectors[b]))
+            pairs = zip(vectors[a][:depth], vectors[b][:depth], strict=True)
+            found["cka"].append({"a": a, "b": b, "blocks": [round(linear_cka(x, y), 4) for x, y in pairs]})
+    for task, values in (labels or {}).items():
+        for name in names:
+            blocks = [probe_accuracy(x, values) for x in vectors[name]]
+            if all(block is not None for block in blocks):
+                found["probe"].append({"arm": name, "task": task, "blocks": blocks})
+    return found
+
+
+def _cost(evidence: Evidence) -> dict[str, Any] | None:
+    """One joint pass against one pass of every single model, on the same input."""
+    singles = [f"{task} alone" for task in evidence.kinds]
+    if not all(evidence.done[name] for name in singles):
+        return None
+    joint = evidence.done["joint"][0].folder
+    return measure_cost(joint, {name: evidence.done[name][0].folder for name in singles})

@@ -1,0 +1,159 @@
+"""`compare` from the plan to the report, on the tone corpus; representations and cost against known answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import tiny_model, tiny_values
+
+from speech_mtl.compare import compare, comparison_config, encoder_cost
+from speech_mtl.compare.arms import encoder_weights, plan_arms
+from speech_mtl.compare.cost import flops_per_s
+from speech_mtl.compare.representations import linear_cka, probe_accuracy
+from speech_mtl.compare.runs import make_runs
+from speech_mtl.config import Config, ConfigError, parse_config
+
+
+def compare_values(corpus: dict[str, str], **changes: object) -> dict:
+    values = tiny_values(corpus)
+    values["train"] |= {"epochs": 1, "interference_every": 3}
+    values["compare"] = {"test": [corpus["dev"], corpus["train"]], "seeds": [1], "branches": [1]} | changes
+    return values
+
+
+def config_of(corpus: dict[str, str], **changes: object) -> Config:
+    return parse_config(compare_values(corpus, **changes), "test")
+
+
+def names(config: Config) -> list[str]:
+    return [arm.name for arm in plan_arms(config).arms]
+
+
+def test_arms_out_of_the_box(corpus: dict[str, str]) -> None:
+    config = config_of(
+        corpus, branches=[0, 2], weights={"speaker": [0.1, 10]}, methods=["pcgrad"],
+        arms={"deeper": ["tasks.speaker.blocks=1"]},
+    )  # fmt: skip
+    assert names(config) == [
+        "asr alone", "speaker alone", "joint", "asr to speaker", "speaker to asr", "frozen asr + speaker",
+        "permuted speaker", "small asr", "small speaker", "branch 0", "branch 2", "speaker x0.1", "speaker x10",
+        "pcgrad", "deeper",
+    ]  # fmt: skip
+    plan = plan_arms(config)
+    by_name = {arm.name: plan.config_of(arm, 7, "folder" if arm.start_from else "") for arm in plan.arms}
+    assert all(config.train.seed == 7 for config in by_name.values())
+    assert list(by_name["asr alone"].tasks) == ["asr"] and by_name["asr to speaker"].train.init == "folder"
+    assert by_name["frozen asr + speaker"].train.freeze == ["encoder", "tasks.asr."]
+    assert by_name["permuted speaker"].data.permute == ["speaker"]
+    assert by_name["branch 0"].trunk_depth() == 0 and by_name["speaker x10"].tasks["speaker"].weight == pytest.approx(3)
+    assert by_name["pcgrad"].train.weighting == "pcgrad" and by_name["deeper"].tasks["speaker"].blocks == 1
+    small = by_name["small asr"].encoder.d_model
+    assert 2 * encoder_weights(config, small) <= encoder_weights(config, 32) < 2 * encoder_weights(config, small + 4)
+
+
+def test_a_third_task_brings_its_arms(corpus: dict[str, str]) -> None:
+    values = compare_values(corpus)
+    values["tasks"]["gender"] = {"type": "classify"}
+    found = names(parse_config(values, "test"))
+    assert {"gender alone", "gender to asr", "asr to gender", "permuted gender", "small gender"} <= set(found)
+    assert "frozen asr + speaker + gender" in found
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"test": []}, "names no manifest"),
+        ({"seeds": [1, 1]}, r"seeds is \[1, 1\]"),
+        ({"branches": [3]}, "3 is beyond the trunk's last block, accepted: 0 to 2"),
+        ({"weights": {"gender": [1]}}, "no task 'gender'; accepted: asr, speaker"),
+        ({"leave_out": ["jiont"]}, "no arm or group 'jiont'; accepted: single, joint"),
+        ({"arms": {"mine": ["train.epoch=3"]}}, "arm 'mine': unknown key 'train.epoch'.*train.epochs"),
+        ({"arms": {"joint": []}}, "two arms are called 'joint'"),
+        ({"overrides": ["epochs"]}, "expected section.key=value"),
+    ],
+)
+def test_refusals_before_anything_is_trained(corpus: dict[str, str], changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        plan_arms(comparison_config(config_of(corpus, **changes), quick=False))
+
+
+def test_one_task_is_no_comparison(corpus: dict[str, str]) -> None:
+    values = compare_values(corpus)
+    del values["tasks"]["speaker"]
+    with pytest.raises(ConfigError, match="at least two tasks"):
+        plan_arms(parse_config(values, "test"))
+
+
+def test_other_settings_do_not_continue_a_comparison(corpus: dict[str, str], tmp_path: Path) -> None:
+    make_runs(plan_arms(config_of(corpus)), tmp_path)
+    make_runs(plan_arms(config_of(corpus)), tmp_path)
+    values = compare_values(corpus)
+    values["train"]["lr"] = 1e-4
+    with pytest.raises(ConfigError, match="begun with other settings"):
+        make_runs(plan_arms(parse_config(values, "test")), tmp_path)
+
+
+def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:
+    """A few arms; one of them cannot be trained, and is named; called again, only that one is tried."""
+    config = config_of(
+        corpus, leave_out=["small", "control", "speaker to asr", "frozen asr + speaker"],
+        arms={"broken": [f'data.train=["{tmp_path / "nowhere.jsonl.gz"}"]']},
+    )  # fmt: skip
+    page = compare(config, "tones", tmp_path / "out", command="speech-mtl compare tones", jobs=2)
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    arms = {arm["name"]: arm for arm in found["arms"]}
+    assert list(arms) == ["asr alone", "speaker alone", "joint", "asr to speaker", "branch 1", "broken"]
+    assert "nowhere.jsonl.gz does not exist" in arms["broken"]["failed"]["1"] and not found["complete"]
+    assert not any(arm["failed"] for name, arm in arms.items() if name != "broken")
+    assert arms["joint"]["examples"] == {"asr": 48, "speaker": 48} and arms["asr alone"]["examples"] == {"asr": 48}
+    verdicts = arms["joint"]["verdicts"]["in domain"]
+    assert verdicts["asr"]["against"] == "asr alone" and verdicts["speaker"]["against"] == "speaker alone"
+    assert verdicts["asr"]["low"] <= verdicts["asr"]["difference"] <= verdicts["asr"]["high"]
+    alone, joint = (arms[n]["scores"]["in domain"]["asr"]["mean"] for n in ("asr alone", "joint"))
+    assert verdicts["asr"]["difference"] == pytest.approx(joint - alone, abs=1e-6)
+    assert found["interference"][0]["blocks"] == ["subsampling", "1", "2"] and found["proposal"]["branch"] in (0, 1, 2)
+    assert {c["a"] for c in found["cka"]} == {"asr alone", "speaker alone"} and found["probe"]
+    assert 0.4 < found["cost"]["parameter_ratio"] < 0.7 and arms["branch 1"]["parameters"] > arms["joint"]["parameters"]
+    html = page.read_text(encoding="utf-8")
+    assert "branch 1" in html and "nowhere.jsonl.gz" in html
+    times = {path: path.stat().st_mtime for path in (tmp_path / "out" / "runs").rglob("model.safetensors")}
+    compare(config, "tones", tmp_path / "out", command="speech-mtl compare tones", jobs=2)
+    assert times == {p: p.stat().st_mtime for p in (tmp_path / "out" / "runs").rglob("model.safetensors")}
+
+
+def test_costs_of_branch_points(corpus: dict[str, str]) -> None:
+    """Two blocks: sharing none costs two encoders, sharing all one; a model's own count agrees."""
+    costs = []
+    for branch in (0, 1, 2):
+        values = tiny_values(corpus)
+        for task in values["tasks"].values():
+            task["branch"] = branch
+        costs.append((parse_config(values, "test"), *encoder_cost(parse_config(values, "test"))))
+    (_, whole, flops), (_, half, _), (shared, one, flops_one) = costs
+    assert whole == 2 * one and flops == 2 * flops_one and one < half < whole
+    trunk, heads = flops_per_s(tiny_model(shared))
+    filterbank = 2 * 257 * 80 * 100  # a second is 100 frames, each 257 powers to 80 bins
+    assert trunk == pytest.approx(flops_one + filterbank, rel=0.01) and set(heads) == {"asr", "speaker"}
+
+
+def test_cka_is_blind_to_rotation_and_scale() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 200, 8))
+    rotation, _ = np.linalg.qr(rng.standard_normal((8, 8)))
+    assert linear_cka(x, 3 * x @ rotation + 5) == pytest.approx(1)
+    assert linear_cka(x, y) < 0.2
+    # by hand: centred x = (-1, 1), y = (-1, 1) in one dimension, and z = (1, -1): the same up to sign
+    assert linear_cka(np.array([[0.0], [2.0]]), np.array([[5.0], [3.0]])) == pytest.approx(1)
+
+
+def test_probe_reads_what_is_there() -> None:
+    rng = np.random.default_rng(0)
+    labels: list[str | None] = ["a", "b"] * 30
+    x = rng.standard_normal((60, 5))
+    assert 0.2 < (probe_accuracy(x, labels) or 0) < 0.8
+    x[::2, 0] += 8
+    assert probe_accuracy(x, labels) == 1
+    assert probe_accuracy(x, ["a"] * 60) is None
