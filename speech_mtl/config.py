@@ -225,7 +225,9 @@ class CompareConfig(Section):
     out_of_domain_enroll: list[str] = []
     seeds: list[int] = [1, 2, 3]
     margin: float = Field(0.02, ge=0)
-    """'No worse' means: the interval of the difference ends below this share of the single task's error."""
+    """'No worse' means: the interval of the difference ends below this share of the single task's error ..."""
+    margin_points: float = Field(0.5, ge=0)
+    """... or below so many percentage points, whichever is more: a share of almost no error is less than one utterance."""
     branches: list[int] = []
     """Branch points to train, all tasks parting there."""
     weights: dict[str, list[float]] = {}

@@ -157,3 +157,33 @@ def test_probe_reads_what_is_there() -> None:
     x[::2, 0] += 8
     assert probe_accuracy(x, labels) == 1
     assert probe_accuracy(x, ["a"] * 60) is None
+
+
+@pytest.mark.parametrize("opposed", [False, True])
+def test_the_instrument_on_planted_cases(corpus: dict[str, str], tmp_path: Path, opposed: bool) -> None:
+    """Two copies of one task: no worse, gradients agree. One of them turned against the trunk: harms, they conflict.
+
+    Both labels are the gender, read from the trunk alone; with weight -3 the second works to remove it.
+    """
+    values = compare_values(
+        corpus, branches=[], leave_out=["transfer", "control", "small"], margin_points=7.0, weights={},
+        arms={"planted": [f"tasks.two.weight={-3 if opposed else 1}"]},
+    )  # fmt: skip
+    values["tasks"] = {
+        name: {"type": "classify", "label": "gender", "spectrum": False, "dropout": 0.0} for name in ("one", "two")
+    }
+    values["augment"] = {"time_masks": 0, "freq_masks": 0}
+    values["train"] |= {"epochs": 12, "eval_every": 12, "lr": 3e-3, "ema_decay": 0.8}
+    compare(parse_config(values, "test"), "tones", tmp_path / "out", command="test", jobs=2)
+    found = json.loads((tmp_path / "out" / "compare.json").read_text())
+    planted = next(arm for arm in found["arms"] if arm["name"] == "planted")
+    verdicts = {task: v["verdict"] for task, v in planted["verdicts"]["in domain"].items()}
+    (pair,) = [p for p in found["interference"] if p["arm"] == "planted"]
+    measured = [rho for rho in pair["rho_mean"] if rho is not None]  # what is learnt to the end has no gradient left
+    assert measured
+    if opposed:
+        assert verdicts == {"one": "harms", "two": "harms"}
+        assert all(rho < -0.5 for rho in measured) and min(pair["conflict_frequency"]) == 1
+    else:
+        assert verdicts == {"one": "no worse", "two": "no worse"}
+        assert all(rho > 0.9 for rho in measured) and max(pair["conflict_frequency"]) == 0

@@ -97,7 +97,9 @@ class Evidence:
         found = self.compare(arm.name, reference, task, part)
         if found is None:
             return None
-        margin = self.plan.config.compare.margin * mean(self.errors(reference, part)[task].values())
+        settings = self.plan.config.compare
+        reference_error = mean(self.errors(reference, part)[task].values())
+        margin = max(settings.margin * reference_error, settings.margin_points / 100)
         word = verdict_of(found.difference, found.low, found.high, margin)
         needed = utterances_needed(
             found.low, found.high, found.difference, margin, found.utterances, training_share=found.training_share
@@ -132,6 +134,7 @@ def collect(plan: Plan, runs: list[Run]) -> dict[str, Any]:
         "seeds": config.compare.seeds,
         "complete": all(run.done() for run in runs),
         "margin": config.compare.margin,
+        "margin_points": config.compare.margin_points,
         "confidence": CONFIDENCE,
         "tasks": {name: {"type": kind, "metric": _metric(evidence, name)} for name, kind in evidence.kinds.items()},
         "sets": {part: {"manifests": evidence.sets[part]["manifests"], "utterances": _utterances(evidence, part)}

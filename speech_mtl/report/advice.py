@@ -178,7 +178,7 @@ def _untouched(c: Comparison, arm: Arm, task: str) -> bool:
 def _as_good(c: Comparison, arm: Arm, joint: Arm, task: str) -> bool:
     """By the means, within the margin, and not against the verdicts of the two."""
     mine, theirs = arm.error(c.home, task), joint.error(c.home, task)
-    if mine is None or theirs is None or mine > theirs * (1 + c.margin):
+    if mine is None or theirs is None or mine > theirs + max(theirs * c.margin, c.margin_points / 100):
         return False
     verdict = arm.verdict(c.home, task)
     other = joint.verdict(c.home, task)

@@ -180,6 +180,7 @@ class Comparison(Part):
     seeds: list[int]
     complete: bool = True
     margin: float
+    margin_points: float = 0.0
     confidence: float
     tasks: dict[str, Task] = Field(min_length=1)
     sets: dict[str, DataSet] = Field(min_length=1)
