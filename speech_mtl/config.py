@@ -227,7 +227,7 @@ class CompareConfig(Section):
     margin: float = Field(0.02, ge=0)
     """'No worse' means: the interval of the difference ends below this share of the single task's error ..."""
     margin_points: float = Field(0.5, ge=0)
-    """... or below so many percentage points, whichever is more: a share of almost no error is less than one utterance."""
+    """... or below so many percentage points, where that is more: 2 % of almost no error is less than an utterance."""
     branches: list[int] = []
     """Branch points to train, all tasks parting there."""
     weights: dict[str, list[float]] = {}

@@ -65,13 +65,13 @@ def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
     return References(names, F.normalize(torch.stack([torch.stack(by_speaker[n]).mean(0) for n in names]), dim=1))
 
 
-def fit_projections(model: SpeechModel, cuts: CutSet, per_speaker: int = 12, at_most: int = 4000) -> None:
-    """Refit the speaker tasks' discriminant projection on the first training utterances of every speaker."""
+def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000) -> None:
+    """Refit the speaker task's projection and voices on the first training utterances of every speaker."""
     for name, task in model.tasks.items():
-        if not isinstance(task, Speaker) or not task.lda_dim:
+        if not isinstance(task, Speaker):
             continue
         task.reset_projection()
-        per_speaker = min(per_speaker, max(2, at_most // len(task.speakers)))
+        per_speaker = min(max(2, utterances // len(task.speakers)), 50)
         taken: Counter[str] = Counter()
         chosen, embeddings, speakers = [], [], []
         for cut in cuts:
@@ -80,9 +80,9 @@ def fit_projections(model: SpeechModel, cuts: CutSet, per_speaker: int = 12, at_
                 taken[speaker] += 1
                 chosen.append(cut)
         for batch, predictions, _ in run_batches(model, CutSet.from_cuts(chosen)):
-            embeddings += [prediction[name]["embedding"].numpy() for prediction in predictions]
+            embeddings += [prediction[name]["embedding"] for prediction in predictions]
             speakers += [label_of(cut, "speaker") or "" for cut in batch.cuts]
-        task.fit_projection(np.stack(embeddings), speakers)
+        task.fit(torch.stack(embeddings), speakers)
 
 
 def speaker_task(model: SpeechModel) -> str:

@@ -33,7 +33,7 @@ from speech_mtl.evaluate import (
     count_parameters,
     enroll_references,
     evaluate_rows,
-    fit_projections,
+    fit_speakers,
     headline,
     summarize,
     task_kinds,
@@ -277,7 +277,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             model: Any = self.ema.module if self.config.train.ema_decay else self.raw_model
             model.eval()
-            fit_projections(model, read_training(self.config, once=True))
+            fit_speakers(model, read_training(self.config, once=True))
             summary: dict[str, Any] = {}
             if self.config.data.dev:
                 enroll = self.config.data.dev_enroll

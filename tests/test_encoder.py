@@ -138,7 +138,7 @@ def split_heads(attention: RotaryAttention | RelativeAttention, x_SD: Tensor) ->
 def test_relative_attention_matches_its_definition() -> None:
     """score(i, j) = (q_i + u)·k_j + (q_i + v)·W r(i-j), with r the interleaved sinusoids of the distance."""
     encoder = make_encoder(positions="relative", d_model=16, n_heads=2)
-    attention, config, D = encoder.blocks[0].attention, encoder.config, 16
+    attention, config, D = encoder.blocks["0"].attention, encoder.config, 16
     lengths, S = [7, 5], 7
     x_BSD = torch.randn(2, S, D, generator=torch.Generator().manual_seed(3))
     mask_BS = torch.arange(S) < torch.tensor(lengths)[:, None]
@@ -164,7 +164,7 @@ def test_relative_attention_matches_its_definition() -> None:
 def test_rotary_attention_matches_its_definition() -> None:
     """score(i, j) = q_i · R(j-i) k_j: every pair of dimensions turned by its own rate times the distance."""
     encoder = make_encoder(d_model=16, n_heads=2)
-    attention, config = encoder.blocks[0].attention, encoder.config
+    attention, config = encoder.blocks["0"].attention, encoder.config
     lengths, S, d = [7, 5], 7, 8
     x_BSD = torch.randn(2, S, 16, generator=torch.Generator().manual_seed(3))
     mask_BS = torch.arange(S) < torch.tensor(lengths)[:, None]
@@ -190,7 +190,7 @@ def test_rotary_attention_matches_its_definition() -> None:
 @torch.no_grad()
 def test_rotary_attention_depends_on_distance_only() -> None:
     encoder = make_encoder()
-    attention = encoder.blocks[0].attention
+    attention = encoder.blocks["0"].attention
     x_BSD = torch.randn(2, 9, 32, generator=torch.Generator().manual_seed(3))
     positions = attention.positions(30, encoder.config, x_BSD.device)
     near, far = attention(x_BSD, positions[:9], None), attention(x_BSD, positions[21:], None)

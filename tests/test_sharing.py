@@ -156,7 +156,7 @@ def test_two_processes_change_nothing(corpus: dict[str, str], tmp_path: Path) ->
     config = config_of(
         corpus,
         data={"train": [str(manifest)]},
-        train={"clip_norm": 1e9, "lr": 0.005, "warmup_epochs": 0, "interference_every": 2},
+        train={"clip_norm": 1e9, "lr": 0.001, "warmup_epochs": 0, "interference_every": 2},
     )
     results = []
     (tmp_path / "script.py").write_text(SCRIPT)

@@ -141,7 +141,7 @@ def test_discriminant_projection_drops_what_varies_within_a_speaker(corpus: dict
 
     trials = utterances(unseen)
     before = named_rightly(trials)
-    task.fit_projection(utterances(voices), [f"s{i}" for i in range(12) for _ in range(20)])
+    task.fit(torch.from_numpy(utterances(voices)).float(), [f"s{i}" for i in range(12) for _ in range(20)])
     assert before < 0.5 and named_rightly(trials) > 0.8
     assert torch.count_nonzero(task.projection_EE.abs().sum(0)) == 4
     task.reset_projection()
@@ -151,5 +151,10 @@ def test_discriminant_projection_drops_what_varies_within_a_speaker(corpus: dict
 @pytest.mark.parametrize("lda_dim", [0, 12])
 def test_too_few_speakers_for_a_projection_leave_the_embedding(corpus: dict[str, str], lda_dim: int) -> None:
     task = trained_speakers(corpus, lda_dim)
-    task.fit_projection(np.random.default_rng(0).standard_normal((60, 16)), [f"s{i % 12}" for i in range(60)])
+    embeddings = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
+    task.fit(embeddings, [f"s{i % 12}" for i in range(60)])
     assert torch.equal(task.projection_EE, torch.eye(16))
+    expected = F.normalize(F.normalize(embeddings[3::12], dim=1).mean(0), dim=0)
+    torch.testing.assert_close(task.voices_CE[3], expected)
+    output = {"embedding": F.normalize(embeddings, dim=1)}
+    assert task.predict(output)[5]["cosine"][3] == pytest.approx(float(output["embedding"][5] @ expected), abs=1e-6)

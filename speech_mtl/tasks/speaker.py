@@ -1,10 +1,11 @@
 """Speaker identification: pooled frames -> embedding -> additive angular margin softmax (Deng et al. 2019, 1801.07698).
 
-Output 'embedding' (B, E) of length 1 and 'cosine' (B, classes). Speed perturbation changes who somebody is, so every
-speed factor has classes of its own; 'predict' only ever names the real speakers, which come first.
+Output 'embedding' (B, E) of length 1 and 'cosine' (B, classes). Speed perturbation changes who somebody is, so in
+training every speed factor has classes of its own.
 
-Voices that were not trained on are told apart after a linear discriminant analysis of the training speakers'
-embeddings, as in Kaldi's x-vector recipes (Snyder et al. 2018): it drops what varies within a speaker.
+In use, embeddings pass a linear discriminant analysis of the training speakers' embeddings, as in Kaldi's x-vector
+recipes (Snyder et al. 2018): it drops what varies within a speaker. A training speaker is then found as an enrolled one
+is, by the mean of their embeddings: on speechocean762 that names 99 % where the softmax's own classes name 4 %.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ def speed_label(speaker: str, factor: float) -> str:
 
 class Speaker(Task):
     projection_EE: Tensor
+    voices_CE: Tensor
 
     def __init__(self, name: str, config: Config, speakers: list[str]):
         super().__init__()
@@ -47,6 +49,7 @@ class Speaker(Task):
         self.centres = nn.Parameter(torch.empty(len(classes), task.embedding_dim))
         self.lda_dim = task.lda_dim
         self.register_buffer("projection_EE", torch.eye(task.embedding_dim))
+        self.register_buffer("voices_CE", torch.zeros(len(speakers), task.embedding_dim))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -68,18 +71,16 @@ class Speaker(Task):
         """Have `embedding` be the one that is trained."""
         self.projection_EE.copy_(torch.eye(len(self.projection_EE)))
 
-    def fit_projection(self, embeddings_NE: np.ndarray, speakers: list[str]) -> None:
-        """Set the discriminant projection from un-projected embeddings; with too few speakers for it, leave them."""
-        from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-
-        if not 0 < self.lda_dim < min(len(set(speakers)), len(self.projection_EE)):
-            return
-        # a little shrinkage: the covariance within speakers is measured on a few utterances of each
-        lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1, n_components=self.lda_dim)
-        lda.fit(embeddings_NE.astype(np.float64), speakers)
-        directions_EK = torch.from_numpy(lda.scalings_[:, : self.lda_dim])
-        # columns beyond K are zero, so that the size does not depend on the data
-        self.projection_EE.zero_()[:, : self.lda_dim] = directions_EK.to(self.projection_EE)
+    def fit(self, embeddings_NE: Tensor, speakers: list[str]) -> None:
+        """Set projection and voices from embeddings before projection; too few speakers for the one, and it stays."""
+        if 0 < self.lda_dim < min(len(set(speakers)), len(self.projection_EE)):
+            # columns beyond the directions are zero, so that the size does not depend on the data
+            directions_EK = discriminant_directions(embeddings_NE.numpy(), speakers, self.lda_dim)
+            self.projection_EE.zero_()[:, : self.lda_dim] = torch.from_numpy(directions_EK)
+        projected_NE = F.normalize(embeddings_NE @ self.projection_EE.cpu(), dim=1)
+        for row, speaker in enumerate(self.speakers):
+            own_N = torch.tensor([name == speaker for name in speakers])
+            self.voices_CE[row] = F.normalize(projected_NE[own_N].sum(0), dim=0)
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         classes_B = targets["classes"][targets["mask"]]
@@ -87,9 +88,18 @@ class Speaker(Task):
         return F.cross_entropy(logits, classes_B, reduction="sum")
 
     def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """embedding (E,), cosine to each training speaker (speakers,)."""
-        cosine = output["cosine"][:, : len(self.speakers)].cpu()
-        return [{"embedding": e, "cosine": c} for e, c in zip(output["embedding"].cpu(), cosine, strict=True)]
+        """embedding (E,), cosine to the voice of each training speaker (speakers,)."""
+        cosine = output["embedding"] @ self.voices_CE.T
+        return [{"embedding": e, "cosine": c} for e, c in zip(output["embedding"].cpu(), cosine.cpu(), strict=True)]
+
+
+def discriminant_directions(embeddings_NE: np.ndarray, speakers: list[str], dimensions: int) -> np.ndarray:
+    """(E, dimensions), float32: in which speakers differ most for what their own utterances differ."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+
+    # a little shrinkage: the covariance within speakers is measured on a few utterances of each
+    lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1, n_components=dimensions)
+    return lda.fit(embeddings_NE.astype(np.float64), speakers).scalings_[:, :dimensions].astype(np.float32)
 
 
 def add_margin(cosine_BC: Tensor, classes_B: Tensor, margin: float) -> Tensor:
