@@ -194,6 +194,9 @@ class SpeechDataset(Dataset):
             kept.append(cut)
         samples = torch.tensor([len(audio) for audio in audios], dtype=torch.long)
         padded = torch.nn.utils.rnn.pad_sequence(audios, batch_first=True) if audios else torch.zeros(0, 0)
+        if self.augment is None:
+            # to half seconds: the CPU's kernels are made, and kept, for every new length, which looks like a leak
+            padded = torch.nn.functional.pad(padded, (0, -padded.size(1) % (self.sample_rate // 2)))
         return Batch(padded, samples, kept, failed)
 
     def _utterance(self, cut: Cut, epoch: int, rng: random.Random) -> tuple[np.ndarray, Cut]:
