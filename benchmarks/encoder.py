@@ -9,8 +9,9 @@ All encoders have the same size (144 dimensions, 16 blocks, kernel 31, 4 heads, 
 subsample 4 times, each with the subsampling its own library ships. torchaudio ships none: it is given the two dense 3×3
 convolutions of the Conformer paper, with 64 channels as ours and Parakeet's; and, to tell the blocks from the
 subsampling, ours as well, which is shown but is no peer. Dropout is the same rate wherever the library applies it.
-The encoders take turns, round by round, so that whatever else the machine does meets them all; each cell gives median
-and minimum, and the minimum's ratio to the fastest peer's.
+The encoders take turns, round by round, so that whatever else the machine does meets them all. Each cell gives median
+and least time, and in brackets two ratios: the median of the rounds' ratios to the fastest peer of the same round, and
+that of the least times.
 """
 
 from __future__ import annotations
@@ -251,13 +252,15 @@ def main() -> None:
     )
     times = measure(encoders, args.rounds, args.padded, time.process_time if args.cpu_time else time.perf_counter)
 
-    table = Table("encoder", "parameters", *(f"{name}: median, min ms (ratio)" for name in WORKLOADS), box=MARKDOWN)
+    table = Table("encoder", "parameters", *(f"{name}: median, least ms (ratios)" for name in WORKLOADS), box=MARKDOWN)
     for name, encoder in encoders.items():
         cells = []
         for workload in WORKLOADS:
-            fastest_peer = min(min(times[peer, workload]) for peer in peers)
             median, least = statistics.median(times[name, workload]), min(times[name, workload])
-            cells.append(f"{median:.0f}, {least:.0f} ({least / fastest_peer:.2f})")
+            rounds = zip(times[name, workload], *(times[peer, workload] for peer in peers), strict=True)
+            ratio = statistics.median(own / min(others) for own, *others in rounds)
+            least_ratio = least / min(min(times[peer, workload]) for peer in peers)
+            cells.append(f"{median:.0f}, {least:.0f} ({ratio:.2f}, {least_ratio:.2f})")
         table.add_row(name, f"{sum(p.numel() for p in encoder.parameters()) / 1e6:.1f} M", *cells)
     console.print(table)
 
