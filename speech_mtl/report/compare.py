@@ -207,7 +207,7 @@ def _made(c: Comparison) -> list[tuple[str, str]]:
     return [
         ("command", c.command or ABSENT), ("commit", c.commit or ABSENT), ("machine", c.machine or ABSENT),
         ("time", minutes), ("seeds", ", ".join(map(str, c.seeds))), ("test data", sets),
-        ("margin, set beforehand", f"{percent(c.margin)} of the reference's error, at least {c.margin_points:g} points"),
+        ("margin, set beforehand", f"{percent(c.margin)} of the reference's error, or {c.margin_points:g} points"),
         ("confidence", f"{100 * c.confidence:g} %"), ("statistics", "; ".join(_statistics(c)) or ABSENT),
         ("measuring the conflict", ABSENT if c.overhead is None else f"{percent(c.overhead)} of training time"),
     ]  # fmt: skip
