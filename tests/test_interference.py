@@ -105,16 +105,16 @@ def test_two_copies_of_a_task_agree_and_an_opposed_one_conflicts(corpus: dict[st
     for weight, sign in ((1.0, 1), (-1.0, -1)):
         values = tiny_values(corpus)
         values["tasks"] = {
-            "one": {"type": "classify", "label": "gender"},
-            "two": {"type": "classify", "label": "gender", "weight": weight},
+            "one": {"type": "classify", "label": "gender", "dropout": 0.0},
+            "two": {"type": "classify", "label": "gender", "dropout": 0.0, "weight": weight},
         }
         values["train"] |= {"interference_every": 2}
         folder = train(parse_config(values, "test"), tmp_path / str(sign))
         (pair,) = interference.agreement(interference.read_records(folder / "training"))
-        # equal heads start alike; dropout lets them grow apart a little
-        assert all(sign * cosine > 0.9 for block in pair["cosine"] for cosine in block)
-        assert all(sign * rho > 0.8 for rho in pair["rho_mean"])
-        if sign < 0:
+        # equal heads start alike, and stay alike without dropout; a gradient may be too small to measure without noise
+        assert all(sign * cosine > 0.99 for block in pair["cosine"] for cosine in block)
+        assert all(sign * rho > 0.99 for rho in pair["rho_mean"] if rho is not None)
+        if sign < 0 and None not in pair["rho_high"]:
             assert interference.propose_branch([pair])[0] == 0
 
 
