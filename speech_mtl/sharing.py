@@ -11,6 +11,7 @@ accumulated batches: an utterance without a label, and a batch without a task, c
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -112,6 +113,8 @@ class SharedGradients:
 
     def _prepared(self, part: Part) -> nn.Module:
         """A part with nothing to train needs no exchange, and may have none."""
+        # it speaks of the stride of a dimension of size 1, which is never used: nothing is copied
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         return self.accelerator.prepare(part) if any(p.requires_grad for p in part.parameters()) else part
 
     def _exchange(self, part: nn.Module, last: bool) -> AbstractContextManager:
