@@ -119,7 +119,8 @@ def linear(x_BSD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     PyTorch sends products to MKL, which leaves the AVX-512 units of AMD's processors idle, and convolutions to oneDNN,
     which does not: 2.1 times as fast there, forward and backward. The dilation of a kernel of one cell means nothing
     but to PyTorch, which would send a plain 1×1 convolution back to MKL where there is one thread; and it never sends
-    small inputs to oneDNN.
+    small inputs to oneDNN. A new length costs a millisecond, for which oneDNN makes its kernels: worth it where layers
+    of one shape stand in every block, and not for a layer that runs once.
     """
     small = x_BSD.numel() <= ONEDNN_ABOVE
     if small or x_BSD.device.type != "cpu" or not torch.backends.mkldnn.is_available():
@@ -294,7 +295,7 @@ class Subsampling(nn.Module):
             x_BCTF = F.relu_(zero_padding_(pointwise(depthwise(x_BCTF)), lengths_B))
         # the weight's columns are in Parakeet's order (C, F), the frames lie in memory as (F, C): permute the smaller
         weight = self.linear.weight.unflatten(1, (x_BCTF.size(1), -1)).transpose(1, 2).flatten(1)
-        return linear(x_BCTF.permute(0, 2, 3, 1).flatten(2), weight, self.linear.bias), lengths_B
+        return F.linear(x_BCTF.permute(0, 2, 3, 1).flatten(2), weight, self.linear.bias), lengths_B
 
 
 def zero_padding_(x_BCTF: Tensor, lengths_B: Tensor) -> Tensor:

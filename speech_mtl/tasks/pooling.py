@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from speech_mtl.encoder import Linear
 from speech_mtl.features import frame_mask
 from speech_mtl.tasks import Frames
 
@@ -24,7 +23,7 @@ class Pooling(nn.Module):
         super().__init__()
         self.spectrum = spectrum
         self.block_weights = nn.Parameter(torch.zeros(n_blocks))
-        self.attention = nn.Sequential(Linear(d_model, hidden), nn.Tanh(), Linear(hidden, d_model))
+        self.attention = nn.Sequential(nn.Linear(d_model, hidden), nn.Tanh(), nn.Linear(hidden, d_model))
         self.size = 2 * (d_model + n_mels * spectrum)
         self.norm = PooledNorm(self.size)
 
