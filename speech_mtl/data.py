@@ -160,6 +160,19 @@ def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
     return found
 
 
+def check_labels(inventory: Inventory, config: Config) -> None:
+    """Raises DataError where a task of the config has nothing to learn from."""
+    if not inventory.utterances:
+        raise DataError(f"no usable training utterance in {', '.join(config.data.train)}: {dict(inventory.left_out)}")
+    for name, task in config.tasks.items():
+        if task.type == "asr":
+            if not inventory.texts:
+                raise DataError(f"task '{name}': no training utterance has a text")
+        elif len(inventory.classes[name]) < 2:
+            found = list(inventory.classes[name]) or "none"
+            raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
+
+
 @dataclass
 class Batch:
     """Padded utterances: audio_BN float32, samples_B, their cuts; `failed`: (cut id, reason) of unreadable ones."""

@@ -3,9 +3,10 @@
 mel_BTF -> frames_BSD, one tensor per block, read from top to bottom: Conformer, block, attention, convolution,
 subsampling. Two properties hold and are tested. Padding changes nothing: every convolution meets zeros beyond an
 utterance's end, and all normalising is per frame. And it is fast on a CPU (benchmarks/encoder.py): depthwise
-convolutions run in channels-last form, where oneDNN has a kernel for them; matrix products run as 1×1 convolutions,
-which takes them to oneDNN as well; positions are rotations, which leave attention to a fused kernel; dropout sits on the
-residual branches only and draws cheaply; no tensor is so large that the system takes its memory back after every call.
+convolutions run in channels-last form, where oneDNN has a kernel for them; the blocks' matrix products run as 1×1
+convolutions, which takes them to oneDNN as well; positions are rotations, which leave attention to a fused kernel;
+dropout sits on the residual branches only and draws cheaply; no tensor is so large that the system takes its memory
+back after every call.
 """
 
 from __future__ import annotations

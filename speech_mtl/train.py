@@ -28,7 +28,16 @@ from speech_mtl import interference
 from speech_mtl.checkpoint import CheckpointError, load_model, save_model, save_threshold, write_atomically
 from speech_mtl.config import Config
 from speech_mtl.console import TrainingConsole
-from speech_mtl.data import Batch, DataError, Inventory, SpeechDataset, batches, read_cuts, take_inventory
+from speech_mtl.data import (
+    Batch,
+    DataError,
+    Inventory,
+    SpeechDataset,
+    batches,
+    check_labels,
+    read_cuts,
+    take_inventory,
+)
 from speech_mtl.evaluate import (
     count_parameters,
     enroll_references,
@@ -82,17 +91,9 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     if not config.data.train:
         raise DataError("data.train names no manifest")
     inventory = take_inventory(read_training(config), config)
-    if not inventory.utterances:
-        raise DataError(f"no usable training utterance in {', '.join(config.data.train)}: {dict(inventory.left_out)}")
-    tokenizer = None
-    for name, task in config.tasks.items():
-        if task.type == "asr":
-            if not inventory.texts:
-                raise DataError(f"task '{name}': no training utterance has a text")
-            tokenizer = Tokenizer.train(inventory.texts, config.text)
-        elif len(inventory.classes[name]) < 2:
-            found = list(inventory.classes[name]) or "none"
-            raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
+    check_labels(inventory, config)
+    recognises = any(task.type == "asr" for task in config.tasks.values())
+    tokenizer = Tokenizer.train(inventory.texts, config.text) if recognises else None
     model = SpeechModel(config, tokenizer, inventory.labels())
     model.seed_weights(config.train.seed)
     if config.train.init:

@@ -15,6 +15,7 @@ from speech_mtl.compare.cost import flops_per_s
 from speech_mtl.compare.representations import linear_cka, probe_accuracy
 from speech_mtl.compare.runs import make_runs
 from speech_mtl.config import Config, ConfigError, parse_config
+from speech_mtl.data import DataError
 
 
 def compare_values(corpus: dict[str, str], **changes: object) -> dict:
@@ -71,6 +72,8 @@ def test_a_third_task_brings_its_arms(corpus: dict[str, str]) -> None:
         ({"weights": {"gender": [1]}}, "no task 'gender'; accepted: asr, speaker"),
         ({"leave_out": ["jiont"]}, "no arm or group 'jiont'; accepted: single, joint"),
         ({"arms": {"mine": ["train.epoch=3"]}}, "arm 'mine': unknown key 'train.epoch'.*train.epochs"),
+        ({"arms": {"mine": ['data.train=["other.jsonl.gz"]']}}, r"arm 'mine': data.train is .*the same utterances"),
+        ({"arms": {"mine": ["data.max_utterance_s=3"]}}, r"data.max_utterance_s is 3.0, the other arms have 6.0"),
         ({"arms": {"joint": []}}, "two arms are called 'joint'"),
         ({"overrides": ["epochs"]}, "expected section.key=value"),
     ],
@@ -78,6 +81,14 @@ def test_a_third_task_brings_its_arms(corpus: dict[str, str]) -> None:
 def test_refusals_before_anything_is_trained(corpus: dict[str, str], changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_arms(comparison_config(config_of(corpus, **changes), quick=False))
+
+
+def test_a_task_with_one_class_is_refused_before_anything_is_trained(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = compare_values(corpus)
+    values["tasks"]["accent"] = {"type": "classify"}
+    with pytest.raises(DataError, match="task 'accent': at least two different labels are needed in training, found"):
+        compare(parse_config(values, "test"), "test", tmp_path, command="test")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_one_task_is_no_comparison(corpus: dict[str, str]) -> None:
@@ -100,13 +111,13 @@ def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:
     """A few arms; one of them cannot be trained, and is named; called again, only that one is tried."""
     config = config_of(
         corpus, leave_out=["small", "control", "speaker to asr", "frozen asr + speaker"],
-        arms={"broken": [f'data.train=["{tmp_path / "nowhere.jsonl.gz"}"]']},
+        arms={"broken": [f'train.init="{tmp_path / "nowhere"}"']},
     )  # fmt: skip
     page = compare(config, "tones", tmp_path / "out", command="speech-mtl compare tones", jobs=2)
     found = json.loads((tmp_path / "out" / "compare.json").read_text())
     arms = {arm["name"]: arm for arm in found["arms"]}
     assert list(arms) == ["asr alone", "speaker alone", "joint", "asr to speaker", "branch 1", "broken"]
-    assert "nowhere.jsonl.gz does not exist" in arms["broken"]["failed"]["1"] and not found["complete"]
+    assert "nowhere" in arms["broken"]["failed"]["1"] and not found["complete"]
     assert not any(arm["failed"] for name, arm in arms.items() if name != "broken")
     assert arms["joint"]["examples"] == {"asr": 48, "speaker": 48} and arms["asr alone"]["examples"] == {"asr": 48}
     verdicts = arms["joint"]["verdicts"]["in domain"]
@@ -118,7 +129,7 @@ def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:
     assert {c["a"] for c in found["cka"]} == {"asr alone", "speaker alone"} and found["probe"]
     assert 0.4 < found["cost"]["parameter_ratio"] < 0.7 and arms["branch 1"]["parameters"] > arms["joint"]["parameters"]
     html = page.read_text(encoding="utf-8")
-    assert "branch 1" in html and "nowhere.jsonl.gz" in html
+    assert "branch 1" in html and "nowhere" in html
     times = {path: path.stat().st_mtime for path in (tmp_path / "out" / "runs").rglob("model.safetensors")}
     compare(config, "tones", tmp_path / "out", command="speech-mtl compare tones", jobs=2)
     assert times == {p: p.stat().st_mtime for p in (tmp_path / "out" / "runs").rglob("model.safetensors")}

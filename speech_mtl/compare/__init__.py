@@ -20,6 +20,8 @@ from speech_mtl.compare.arms import Plan, plan_arms
 from speech_mtl.compare.evidence import collect
 from speech_mtl.compare.runs import make_runs, run_all
 from speech_mtl.config import Config, ConfigError, override_values, parse_config
+from speech_mtl.data import check_labels, take_inventory
+from speech_mtl.mixture import read_training
 from speech_mtl.report.compare import write_comparison
 
 
@@ -45,6 +47,7 @@ def compare(config: Config, recipe: str, out: Path, *, command: str, quick: bool
     started = time.monotonic()
     console = Console(stderr=True, soft_wrap=True)
     plan = plan_arms(comparison_config(config, quick))
+    check_labels(take_inventory(read_training(plan.config), plan.config), plan.config)
     runs = make_runs(plan, out)
     describe(plan, console)
     run_all(runs, jobs, console)

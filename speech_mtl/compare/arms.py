@@ -12,7 +12,10 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
-from speech_mtl.config import Config, ConfigError, override_values, parse_config
+from speech_mtl.config import Config, ConfigError, DataConfig, override_values, parse_config
+
+SAME_DATA = ("train", "shares", "temperature", "min_utterance_s", "max_utterance_s", "dev", "dev_enroll")
+"""What of the data section all arms must have in common."""
 
 
 @dataclass(frozen=True)
@@ -115,9 +118,19 @@ def plan_arms(config: Config) -> Plan:
     plan.arms = [arm for arm in plan.arms if not {arm.name, arm.group} & set(left_out)]
     known = {arm.name for arm in plan.arms}
     plan.arms = [arm for arm in plan.arms if not arm.start_from or arm.start_from in known]
-    for arm in plan.arms:
-        plan.config_of(arm, config.compare.seeds[0])  # what does not fit is said before anything is trained
+    for arm in plan.arms:  # what does not fit is said before anything is trained
+        _check_same_data(arm.name, plan.config_of(arm, config.compare.seeds[0]).data, config.data)
     return plan
+
+
+def _check_same_data(arm: str, own: DataConfig, common: DataConfig) -> None:
+    """An arm that sees other utterances, or is chosen on others, says nothing about sharing. Raises ConfigError."""
+    for key in SAME_DATA:
+        if getattr(own, key) != getattr(common, key):
+            raise ConfigError(
+                f"arm '{arm}': data.{key} is {getattr(own, key)}, the other arms have {getattr(common, key)}; "
+                "all arms of a comparison train on the same utterances and are chosen on the same"
+            )
 
 
 def _alone(task: str) -> str:
