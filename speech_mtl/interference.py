@@ -7,7 +7,8 @@ taken on each half. What is kept of them is their inner products, from which fol
   'Recon', arXiv 2302.11289);
 - rho, the cosine corrected for noise: ⟨a₁,b₂⟩ / √(⟨a₁,a₂⟩⟨b₁,b₂⟩) of halves 1 and 2. A small batch's gradients are
   mostly noise, which draws the plain cosine towards 0; here every product is of different utterances. Where a product
-  under the root is not positive, the gradient is not measurable in so little data;
+  under the root is not positive, or so small that rho lies far beyond what a cosine can be, the gradient is not
+  measurable in so little data;
 - magnitude similarity 2|a||b| / (|a|² + |b|²) (Yu et al. 2020, 'PCGrad', arXiv 2001.06782), as they enter the trunk;
 - affinity: the share by which a plain step along task a's gradient lowers task b's loss, to first order
   lr·⟨a,b⟩ / loss of b (Fifty et al. 2021, 'TAG', arXiv 2109.04617).
@@ -31,6 +32,8 @@ from speech_mtl.data import Batch
 from speech_mtl.model import SpeechModel
 
 FILE = "interference.jsonl"
+LARGEST_RHO = 1.25
+"""A cosine is at most 1, its estimate a little more by chance; beyond this the products under the root are noise."""
 
 
 def measure(model: SpeechModel, batch: Batch, targets: dict[str, dict[str, Tensor]], accelerator: Accelerator) -> dict:
@@ -174,8 +177,9 @@ def noise_corrected(grams: np.ndarray) -> np.ndarray:
     m = grams.mean(0)
     across = (m[:, 0, 3] + m[:, 1, 2]) / 2
     a, b = m[:, 0, 1], m[:, 2, 3]
-    with np.errstate(invalid="ignore"):
-        return np.where((a > 0) & (b > 0), across / np.sqrt(np.where((a > 0) & (b > 0), a * b, 1.0)), np.nan)
+    positive = (a > 0) & (b > 0)
+    rho = across / np.sqrt(np.where(positive, a * b, 1.0))
+    return np.where(positive & (np.abs(rho) <= LARGEST_RHO), rho, np.nan)
 
 
 def rho_interval(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from conftest import tiny_model, tiny_values
 
 from speech_mtl.compare import compare, comparison_config, encoder_cost
 from speech_mtl.compare.arms import encoder_weights, plan_arms
-from speech_mtl.compare.cost import flops_per_s
+from speech_mtl.compare.cost import flops_per_s, own_peak_mb, peak_mb
+from speech_mtl.compare.evidence import _proposal
 from speech_mtl.compare.representations import linear_cka, probe_accuracy
 from speech_mtl.compare.runs import make_runs
 from speech_mtl.config import Config, ConfigError, parse_config
@@ -133,6 +136,33 @@ def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:
     times = {path: path.stat().st_mtime for path in (tmp_path / "out" / "runs").rglob("model.safetensors")}
     compare(config, "tones", tmp_path / "out", command="speech-mtl compare tones", jobs=2)
     assert times == {p: p.stat().st_mtime for p in (tmp_path / "out" / "runs").rglob("model.safetensors")}
+
+
+@pytest.mark.parametrize(
+    ("against_1", "confirmed"),
+    [
+        (("no worse", "helps"), True),
+        (("undecided", "helps"), None),
+        (("harms", "no worse"), False),
+        (("harms", "helps"), None),  # neither point is the better one
+    ],
+)
+def test_training_confirms_a_proposed_branch_point_or_not(against_1: tuple[str, str], confirmed: bool | None) -> None:
+    words = {("branch 1", "asr"): against_1[0], ("branch 1", "speaker"): against_1[1]}
+    evidence: Any = SimpleNamespace(kinds={"asr": "asr", "speaker": "speaker"})
+    evidence.word = lambda arm, other, task, part: words.get((other, task), "no worse")
+    arms = [{"name": f"branch {b}", "branch": b, "group": "branch", "failed": {}} for b in (1, 2)]
+    pairs = [{"tasks": ["asr", "speaker"], "blocks": ["1", "2"], "rho_mean": [0.5, 0.5], "rho_high": [0.9, 0.9]}]
+    found = _proposal(evidence, arms, pairs, "in domain")
+    assert found and found["branch"] == 2 and found["confirmed"] is confirmed
+    alone = _proposal(evidence, arms[:1], pairs, "in domain")
+    assert alone and alone["confirmed"] is None
+
+
+def test_peak_memory_is_the_measured_process_own() -> None:
+    ballast = np.ones(10**8)  # 800 MB here, which a child's getrusage would count as its own
+    assert 100 < peak_mb([]) < 800
+    assert own_peak_mb() > ballast.nbytes / 2**20
 
 
 def test_costs_of_branch_points(corpus: dict[str, str]) -> None:

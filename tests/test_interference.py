@@ -44,6 +44,12 @@ def test_figures_by_hand() -> None:
     assert pair["affinity"] == {"asr -> speaker": [0.025], "speaker -> asr": [0.05]}
 
 
+def test_what_no_cosine_can_be_is_not_measured() -> None:
+    """<a1,a2> = 1, <b1,b2> = 0.01 beside products of 1 across: 1 / sqrt(0.01) = 10."""
+    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 0.99], [1, -1]))])
+    assert pair["rho"] == [[None]] and pair["rho_mean"] == [None]
+
+
 def test_noise_is_corrected_for() -> None:
     """True cosine 0.6 under noise ten times as large: the plain cosine is near 0, rho near 0.6, its interval true."""
     rng = np.random.default_rng(0)

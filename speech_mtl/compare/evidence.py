@@ -97,9 +97,7 @@ class Evidence:
         found = self.compare(arm.name, reference, task, part)
         if found is None:
             return None
-        settings = self.plan.config.compare
-        reference_error = mean(self.errors(reference, part)[task].values())
-        margin = max(settings.margin * reference_error, settings.margin_points / 100)
+        margin = self.margin(reference, task, part)
         word = verdict_of(found.difference, found.low, found.high, margin)
         needed = utterances_needed(
             found.low, found.high, found.difference, margin, found.utterances, training_share=found.training_share
@@ -108,6 +106,17 @@ class Evidence:
             "against": reference, "difference": found.difference, "low": found.low, "high": found.high,
             "margin": margin, "verdict": word, "p": found.p, "test": found.test, "needed_utterances": needed,
         }  # fmt: skip
+
+    def margin(self, reference: str, task: str, part: str) -> float:
+        """The share of wrong answers by which an arm may be worse than the reference and still be 'no worse'."""
+        settings = self.plan.config.compare
+        return max(settings.margin * mean(self.errors(reference, part)[task].values()), settings.margin_points / 100)
+
+    def word(self, arm: str, reference: str, task: str, part: str) -> str | None:
+        """The verdict on an arm against any other; None where they have no utterance in common."""
+        if (found := self.compare(arm, reference, task, part)) is None:
+            return None
+        return verdict_of(found.difference, found.low, found.high, self.margin(reference, task, part))
 
 
 def _errors(counts: dict[str, int]) -> int:
@@ -251,25 +260,26 @@ def _overhead(evidence: Evidence) -> float | None:
 
 
 def _proposal(evidence: Evidence, arms: list[dict], pairs: list[dict], part: str) -> dict[str, Any] | None:
-    """Where the measured conflict says to part, and whether training agrees.
+    """Where the measured conflict says to part, and whether training agrees, by paired tests of the trained points.
 
-    Confirmed: among the branch points that were trained, none has a mean relative error lower than that of the proposed
-    one by more than the margin. Null where the proposed one was not trained.
+    Confirmed: beyond doubt no task is worse there than at any other trained branch point by more than the margin.
+    Refuted: at another point some task is better beyond doubt, and none is worse. Null where training says neither, or
+    the proposed point was not trained.
     """
     if not pairs:
         return None
     branch, why = interference.propose_branch(pairs)
     swept = [a for a in arms if a["group"] in ("branch", "joint") and a["branch"] is not None and not a["failed"]]
-    relative = {}
-    for arm in swept:
-        errors = {task: s["mean"] for task, s in arm["scores"][part].items()}
-        singles = {task: mean(evidence.errors(f"{task} alone", part)[task].values() or [0.0]) for task in errors}
-        if errors and all(singles.values()):
-            relative[arm["name"]] = mean(errors[task] / singles[task] for task in errors)
-    tested = [{"branch": a["branch"], "arm": a["name"]} for a in swept if a["name"] in relative]
-    ours = [relative[t["arm"]] for t in tested if t["branch"] == branch]
-    confirmed = min(ours) <= min(relative.values()) + evidence.plan.config.compare.margin if ours else None
-    return {"branch": branch, "why": why, "tested": tested, "confirmed": confirmed}
+    found = {"branch": branch, "why": why, "tested": [{"branch": a["branch"], "arm": a["name"]} for a in swept]}
+    ours = [a["name"] for a in swept if a["branch"] == branch]
+    others = [a["name"] for a in swept if a["branch"] != branch]
+    if not ours or not others:
+        return found | {"confirmed": None}
+    words = [[evidence.word(ours[0], other, task, part) for task in evidence.kinds] for other in others]
+    if any("harms" in of_one and "helps" not in of_one for of_one in words):
+        return found | {"confirmed": False}
+    sure = all(word in ("helps", "no worse") for of_one in words for word in of_one if word)
+    return found | {"confirmed": True if sure else None}
 
 
 def _representations(evidence: Evidence, part: str) -> dict[str, Any]:

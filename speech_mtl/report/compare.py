@@ -139,7 +139,12 @@ def cost_line(c: Comparison) -> str:
 def proposal_line(c: Comparison) -> str:
     if c.proposal is None:
         return "none; no branch point was proposed from the measured conflict"
-    state = {True: "confirmed by training", False: "refuted by training", None: "not yet tested by training"}
+    trained = any(point.branch == c.proposal.branch for point in c.proposal.tested)
+    state = {
+        True: "confirmed by training",
+        False: "refuted by training",
+        None: "neither confirmed nor refuted by training" if trained else "not yet tested by training",
+    }
     why = f" {c.proposal.why.rstrip('. ')};" if c.proposal.why else ""
     return f"branch point {branch_words(c.proposal.branch)}:{why} {state[c.proposal.confirmed]}"
 
