@@ -7,6 +7,7 @@ letter and loses it where the word turns out to be another one.
 
 from __future__ import annotations
 
+import mmap
 import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
@@ -244,7 +245,8 @@ def _vocabulary(path: Path) -> list[str]:
             head = file.read(len(BINARY_MAGIC))
             file.seek(0)
             if head == BINARY_MAGIC:
-                words: Iterable[str] = _binary_words(path, file.read())
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    words: Iterable[str] = _binary_words(path, content)
             else:
                 words = list(_arpa_words(path, file))
     except OSError as error:
@@ -275,10 +277,10 @@ def _arpa_words(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
             yield columns[1].decode()
 
 
-def _binary_words(path: Path, content: bytes) -> list[str]:
+def _binary_words(path: Path, content: mmap.mmap) -> list[str]:
     """KenLM appends the words to its tables, each ended by a zero, <unk> first."""
     place = content.rfind(b"<unk>\0")
-    if place < 0 or not content.endswith(b"\0"):
+    if place < 0 or content[-1:] != b"\0":
         raise DecodingError(f"{path}: a KenLM binary without its words; build it with KenLM's build_binary")
     return content[place:-1].decode().split("\0")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import needs_kenlm
 
 from speech_mtl import beam
 from speech_mtl.config import TextConfig
@@ -68,13 +69,13 @@ def test_the_best_text_is_that_of_all_paths(scorer: beam.Scorer, seed: int) -> N
     assert tuple(tokens) == best and score == pytest.approx(totals[best], abs=1e-9)
 
 
+@needs_kenlm
 def test_words_of_the_language_model_worked_by_hand(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Every text's score: the sound, and the model's logarithms of its words and its end."""
     (tmp_path / "lm.arpa").write_text(to_arpa(["ab", "ab ab c"], order=2))
     decoding = Decoding(lm=str(tmp_path / "lm.arpa"), lm_weight=0.8, word_score=0.3, unknown_score=-1.5)
     lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
     scorer = WordScorer(tokenizer.pieces, decoding, lm, [])
-    # 2 texts, 4 words, 6 events after 4 different words and ends... by ngram.estimate, checked in test_ngram
     state = lm.start()
     state, ab = lm.score(state, "ab")
     state, ba = lm.score(state, "ba")
@@ -109,6 +110,7 @@ def confusable(tokenizer: Tokenizer) -> torch.Tensor:
     return (probabilities_SV / probabilities_SV.sum(dim=1, keepdim=True)).log()
 
 
+@needs_kenlm
 def test_each_help_changes_the_text_and_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
     sound_SV = confusable(tokenizer)
     (tmp_path / "lm.arpa").write_text(to_arpa(["ab"], order=2))
@@ -131,6 +133,7 @@ def test_each_help_changes_the_text_and_says_so(tokenizer: Tokenizer, tmp_path: 
     assert weak.effects([("cb", {HOT_WORDS: "cb"})]) == ["hot words: changed nothing; ab 0 ×, c 0 ×"]
 
 
+@needs_kenlm
 def test_a_word_the_language_model_lacks_can_still_be_written(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "lm.arpa").write_text(to_arpa(["ab"], order=2))
     sound_SV = torch.full((4, 5), 1e-6)
@@ -160,6 +163,7 @@ def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None
         Decoding(**settings)
 
 
+@needs_kenlm
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -189,12 +193,14 @@ def test_a_missing_file_and_hot_words_in_other_letters_are_refused(tokenizer: To
     assert Decoder(Decoding(hot_words=("A b", "ab", "b")), tokenizer).hot_words == ["a", "b", "ab"]
 
 
+@needs_kenlm
 def test_a_language_model_in_capitals_serves_a_tokenizer_of_small_letters(tokenizer: Tokenizer, tmp_path: Path) -> None:
     (tmp_path / "lm.arpa").write_text(to_arpa(["AB", "C"], order=2))
     lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
     assert lm.words == ["ab", "c"] and lm.score(lm.start(), "ab")[1] > lm.score(lm.start(), "b")[1]
 
 
+@needs_kenlm
 def test_kenlm_binary_gives_the_scores_of_its_arpa(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """tiny.binary was made by KenLM's build_binary from this model."""
     (tmp_path / "lm.arpa").write_text(to_arpa(["ab", "ab ab c"], order=2))

@@ -7,6 +7,7 @@ from math import log, log10
 from pathlib import Path
 
 import pytest
+from conftest import needs_kenlm
 
 from speech_mtl.config import TextConfig
 from speech_mtl.language import LanguageModel
@@ -45,6 +46,7 @@ def test_every_contexts_probabilities_sum_to_1(order: int) -> None:
         assert sum(probability(context, word) for word in words) == pytest.approx(1, abs=1e-12)
 
 
+@needs_kenlm
 @pytest.mark.parametrize("order", [2, 3, 4])
 def test_kenlm_reads_the_file_and_gives_the_same(order: int, tmp_path: Path) -> None:
     texts = some_texts()
