@@ -7,15 +7,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from speech_mtl import __version__, formats
+from speech_mtl import __version__, cli_decode, formats
+from speech_mtl.cli_options import (
+    BeamWidth,
+    Boost,
+    Cosine,
+    Db,
+    Device,
+    HotWords,
+    LmFile,
+    LmWeight,
+    Model,
+    UnknownScore,
+    WordScore,
+    checked_device,
+    decoding_of,
+    load_recognizer,
+    with_remarks,
+)  # fmt: skip
 from speech_mtl.terminal import fail, for_each_file, guarded, note, progress
-
-if TYPE_CHECKING:
-    from speech_mtl.recognizer import Recognizer
 
 # rich's boxes around the help would cost a third of the start
 app = typer.Typer(
@@ -24,47 +38,10 @@ app = typer.Typer(
     help="What was said and who said it, from one Conformer learnt on both tasks.",
 )  # fmt: skip
 
-Model = Annotated[Path | None, typer.Option("--model", "-m", help="Model folder; the bundled model if not given.")]
-Db = Annotated[
-    Path | None,
-    typer.Option(
-        "--db", envvar="SPEECH_MTL_SPEAKERS",
-        help="Enrolled speakers; ~/.local/share/speech_mtl/speakers.db if not given.",
-    ),
-]  # fmt: skip
-Cosine = Annotated[
-    float | None,
-    typer.Option("--threshold", min=-1, max=1, help="Cosine below which a voice is unknown; the model's if not given."),
-]  # fmt: skip
-Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-
 
 def main() -> None:
     """The console script."""
     app()
-
-
-def _recognizer(model: Path | None, db: Path | None, threshold: float | None = None, device: str = "cpu") -> Recognizer:
-    with progress("loading the model"):
-        from speech_mtl.recognizer import Recognizer
-
-        return Recognizer.from_pretrained(model, _checked_device(device), db, threshold)
-
-
-def _with_remarks(recognizer: Recognizer) -> Recognizer:
-    for remark in recognizer.remarks():
-        note(remark)
-    return recognizer
-
-
-def _checked_device(device: str) -> str:
-    import torch
-
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from None
-    return device
 
 
 @app.callback(invoke_without_command=True)
@@ -212,6 +189,13 @@ def evaluate_(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; MODEL/eval if not given.")] = None,
     device: Device = "cpu",
+    beam: BeamWidth = None,
+    lm: LmFile = None,
+    lm_weight: LmWeight = None,
+    word_score: WordScore = None,
+    unknown_score: UnknownScore = None,
+    hot_word: HotWords = None,
+    boost: Boost = None,
 ) -> None:
     """Score a model: a table here; summary.json, utterances.jsonl and report.html in a folder.
 
@@ -219,30 +203,39 @@ def evaluate_(
     Example: speech-mtl evaluate runs/an4 data/an4/test.jsonl.gz --enroll data/an4/test_enroll.jsonl.gz --out eval
     """
     out = out or model / "eval"
+    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
     bad: list[str] = []
+    texts: list[tuple[str, dict[str, str]]] = []
     with progress("loading the model"):
         from speech_mtl.checkpoint import CheckpointError, load_model
         from speech_mtl.data import read_cuts
         from speech_mtl.evaluate import evaluate, task_kinds
+        from speech_mtl.recognizer import set_decoder
         from speech_mtl.report import terminal_markdown, write_report
 
-        loaded = load_model(model, _checked_device(device))
+        loaded = load_model(model, checked_device(device))
+        if decoding:
+            decoder = set_decoder(loaded, decoding)
         kinds = task_kinds(loaded)
         if enroll and "speaker" not in kinds.values():
             raise CheckpointError(f"{model} has no speaker task, --enroll needs one; its tasks: {', '.join(kinds)}")
         total = sum(1 for _ in read_cuts(manifests))  # a broken line is found now, not at the end of a long run
 
     with progress("evaluating", total) as show:
-        summary = evaluate(loaded, manifests, out, enroll, on_row=_watcher(show, bad))
+        summary = evaluate(loaded, manifests, out, enroll, on_row=_watcher(show, bad, texts))
     report = write_report(out)
     typer.echo(terminal_markdown(summary))
+    for effect in decoder.effects(texts) if decoding else []:
+        note(effect)
     note(f"written: {out / 'summary.json'}, {out / 'utterances.jsonl'}, {report}")
     if bad:
         fail("\n".join([f"{len(bad)} of {total} utterances could not be read:", *bad]))
 
 
-def _watcher(show: Callable[[float], None], bad: list[str]) -> Callable[[dict[str, Any]], None]:
-    """Counts the rows as they come, and collects those that are errors."""
+def _watcher(
+    show: Callable[[float], None], bad: list[str], texts: list[tuple[str, dict[str, str]]]
+) -> Callable[[dict[str, Any]], None]:
+    """Counts the rows as they come; collects the errors, and the texts with those that no help had changed."""
     done = 0
 
     def see(row: dict[str, Any]) -> None:
@@ -251,6 +244,8 @@ def _watcher(show: Callable[[float], None], bad: list[str]) -> Callable[[dict[st
         show(done)
         if "error" in row:
             bad.append(f"{row['id']}: {row['error']}")
+        answers = [answer for answer in row.values() if isinstance(answer, dict)]
+        texts.extend((answer["hyp"], answer["without"]) for answer in answers if "without" in answer)
 
     return see
 
@@ -265,6 +260,13 @@ def transcribe(
     db: Db = None,
     threshold: Cosine = None,
     device: Device = "cpu",
+    beam: BeamWidth = None,
+    lm: LmFile = None,
+    lm_weight: LmWeight = None,
+    word_score: WordScore = None,
+    unknown_score: UnknownScore = None,
+    hot_word: HotWords = None,
+    boost: Boost = None,
 ) -> None:
     """Who said what: text, times and enrolled speakers. json gives one object a line.
 
@@ -278,7 +280,8 @@ def transcribe(
     targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}
     if len(set(targets.values())) < len(targets):
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
-    recognizer = _with_remarks(_recognizer(model, db, threshold, device))
+    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
+    recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding))
 
     def work(file: Path, show: Callable[[float], None]) -> None:
         result = recognizer.transcribe(file, on_progress=show)
@@ -308,7 +311,7 @@ def identify(
     \b
     Example: speech-mtl identify clip.wav
     """
-    recognizer = _with_remarks(_recognizer(model, db, threshold))
+    recognizer = with_remarks(load_recognizer(model, db, threshold))
 
     def work(file: Path, show: Callable[[float], None]) -> None:
         found = recognizer.identify(file)
@@ -333,7 +336,7 @@ def verify(
     \b
     Example: speech-mtl verify a.wav b.wav
     """
-    recognizer = _recognizer(model, None, threshold)
+    recognizer = load_recognizer(model, None, threshold)
     note(recognizer.threshold.note)
     score, value, same = recognizer.verify(a, b)
     typer.echo(f"{'same' if same else 'different'}\t{score:.4f}\t{value:g}")
@@ -358,7 +361,7 @@ def enroll(
         name = checked_name(name)
     except SpeakerDatabaseError as error:
         raise typer.BadParameter(str(error)) from None
-    recognizer = _recognizer(model, db)
+    recognizer = load_recognizer(model, db)
     database = recognizer.database  # a wrong one is refused before any recording is read
     try:
         for_each_file("enrolling", files, lambda file, show: recognizer.enroll(name, [file]))
@@ -407,3 +410,6 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path(
     from speech_mtl.demo import run
 
     run(out)
+
+
+cli_decode.register(app)

@@ -1,22 +1,33 @@
-"""CTC log-probabilities to text: greedy decoding, words with times and confidence.
+"""CTC log-probabilities to text: greedy decoding, alignment with a known text, words with times and confidence.
 
-Takes log_probs_SV (encoder frames × vocabulary, the last column the blank). A token's time is the run of frames in
-which it is the best; Graves et al. 2006 ("best path decoding").
+Takes log_probs_SV (encoder frames × vocabulary, the last column the blank). A token's place is the run of frames in
+which the best path writes it (Graves et al. 2006, "best path decoding"), or the best path of a given text (forced
+alignment). A CTC model writes a token in a frame or two some time after its sound began, so a word's times are
+estimated from where its first and last tokens stand.
 """
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
+from math import exp, inf
 
 import torch
 from torch import Tensor
 
 from speech_mtl.text import WORD_MARK
 
+LEAD_S = 0.13
+"""A word begins so long before the frame of its first token."""
+SPOKEN_SHARE, TAIL_S = 0.6, 0.08
+"""A word ends this share of the way from its first token to the end of its last, and TAIL_S later, but no later than
+the next word begins. The three were chosen on the synthetic development voices (benchmarks/word_times.py); the plain
+end would be early in short words, late in long ones."""
+
 
 @dataclass(frozen=True)
 class Word:
-    """A word with its times in seconds, from its first token's first frame to its last token's last frame."""
+    """A word with its times in seconds from the first frame's beginning."""
 
     text: str
     start_s: float
@@ -47,18 +58,66 @@ def greedy(log_probs_SV: Tensor) -> list[Token]:
     return tokens
 
 
-def words(tokens: list[Token], pieces: list[str], frame_s: float) -> list[Word]:
-    """Tokens grouped at the '▁' that opens a word; `frame_s` is the length of an encoder frame."""
+def align(log_probs_SV: Tensor, ids: list[int]) -> list[Token]:
+    """The frames in which the most likely path of a known text writes each of its tokens.
+
+    Raises ValueError where the text needs more frames than there are.
+    """
+    blank = log_probs_SV.size(1) - 1
+    if (needed := frames_needed(ids)) > len(log_probs_SV):
+        raise ValueError(f"{len(ids)} tokens need {needed} encoder frames, the audio has {len(log_probs_SV)}")
+    if not ids:
+        return []
+    from speech_mtl.torchaudio_pair import torchaudio
+
+    with warnings.catch_warnings():  # torchaudio announces a move of the function
+        warnings.simplefilter("ignore")
+        targets_1L = torch.tensor([ids], dtype=torch.int32)
+        path_1S, _ = torchaudio.functional.forced_align(log_probs_SV[None].contiguous(), targets_1L, blank=blank)
+    found, counts = torch.unique_consecutive(path_1S[0], return_counts=True)
+    tokens, start = [], 0
+    for token, count in zip(found.tolist(), counts.tolist(), strict=True):
+        if token != blank:
+            log_prob = log_probs_SV[start : start + count, token].max().item()
+            tokens.append(Token(token, start, start + count, log_prob))
+        start += count
+    return tokens
+
+
+def frames_needed(ids: list[int]) -> int:
+    """The fewest frames CTC can write these tokens in: one each, and a blank between equal neighbours."""
+    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+
+
+def words(tokens: list[Token], pieces: list[str], frame_s: float, limit_s: float = inf) -> list[Word]:
+    """Tokens grouped at the '▁' that opens a word; `frame_s` is the length of an encoder frame.
+
+    No word ends after `limit_s`, the length of the audio.
+    """
     groups: list[list[Token]] = []
     for token in tokens:
         if pieces[token.id].startswith(WORD_MARK) or not groups:
             groups.append([])
         if pieces[token.id] != WORD_MARK:
             groups[-1].append(token)
+    groups = [group for group in groups if group]
     result = []
-    for group in filter(None, groups):
+    for group, (start_s, end_s) in zip(groups, _times(groups, frame_s, limit_s), strict=True):
         text = "".join(pieces[token.id] for token in group).removeprefix(WORD_MARK)
         log_prob = sum(token.log_prob for token in group) / len(group)
-        times = (round(group[0].start * frame_s, 3), round(group[-1].end * frame_s, 3))
-        result.append(Word(text, *times, confidence=round(float(torch.tensor(log_prob).exp()), 4)))
+        result.append(Word(text, start_s, end_s, confidence=round(exp(log_prob), 4)))
     return result
+
+
+def _times(groups: list[list[Token]], frame_s: float, limit_s: float) -> list[tuple[float, float]]:
+    """(start, end) in seconds of words, each given by its tokens: in order, none empty, none over another."""
+    starts: list[float] = []
+    for group in groups:
+        earliest = starts[-1] + frame_s if starts else 0.0
+        starts.append(max(earliest, group[0].start * frame_s - LEAD_S))
+    times = []
+    for group, start_s, next_s in zip(groups, starts, [*starts, limit_s][1:], strict=True):
+        first_s, last_s = group[0].start * frame_s, group[-1].end * frame_s
+        end_s = min(first_s + SPOKEN_SHARE * (last_s - first_s) + TAIL_S, next_s)
+        times.append((round(start_s, 3), round(end_s, 3)))
+    return times

@@ -26,6 +26,7 @@ from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import label_of
+from speech_mtl.tasks.asr import ASR
 from speech_mtl.tasks.classify import Classify
 from speech_mtl.tasks.speaker import Speaker
 from speech_mtl.text import normalize
@@ -108,6 +109,8 @@ def evaluate_rows(model: SpeechModel, cuts: CutSet, references: References | Non
 
 def _asr_row(model: SpeechModel, name: str, cut: Cut, prediction: dict, references: References | None) -> Row:
     row = {"hyp": prediction["text"], "words": [asdict(word) for word in prediction["words"]]}
+    if "without" in prediction:  # a language model or hot words: the texts without them
+        row["without"] = prediction["without"]
     if (text := label_of(cut, "text")) is None:
         return row
     reference = normalize(text, model.config.text)
@@ -232,6 +235,9 @@ def evaluate(
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             on_row(row)
     summary = summarize(read_rows(out / "utterances.jsonl"), task_kinds(model), count_parameters(model))
+    for name, task in model.tasks.items():
+        if isinstance(task, ASR) and task.decoder and name in summary:
+            summary[name]["decoding"] = task.decoder.describe()
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 

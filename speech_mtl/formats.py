@@ -1,7 +1,7 @@
-"""A result as text: txt, json, srt, vtt, rttm, ctm. Pure functions, no torch.
+"""A result as text: txt, json, srt, vtt, rttm, ctm, textgrid, html. No torch; only html reads a file, the sound's.
 
 txt, srt and vtt show each score beside its threshold, 'alice 0.83 ≥ 0.5'; rttm carries the score in its confidence
-column, json everything. rttm and ctm follow NIST's RT-09 and sclite definitions.
+column, json everything. rttm and ctm follow NIST's RT-09 and sclite definitions, textgrid Praat's long form.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ CUE_MAX_PAUSE_S = 1.5
 
 
 def format_result(result: Result, fmt: str) -> str:
-    """The result in one of FORMATS, ending with a line break. Raises ValueError for another format."""
+    """The result in one of FORMATS, ending with a line break.
+
+    Raises ValueError for another format, and for html AudioError where the recording's file cannot be read.
+    """
     if fmt not in FORMATS:
         raise ValueError(f"format '{fmt}'; accepted: {', '.join(FORMATS)}")
     return FORMATS[fmt](result)
@@ -97,8 +100,64 @@ def _ctm(result: Result) -> str:
     )  # fmt: skip
 
 
+def _textgrid(result: Result) -> str:
+    """A tier a speaker, named after it ('words' where the model names none), of words and the silences between."""
+    tiers: dict[str, list[Word]] = {}
+    for segment in result.segments:
+        for word in segment.words:
+            tiers.setdefault(word.speaker or "words", []).append(word)
+    tiers = tiers or {"words": []}
+    lines = [
+        'File type = "ooTextFile"', 'Object class = "TextGrid"', "", "xmin = 0", f"xmax = {result.duration_s:.3f}",
+        "tiers? <exists>", f"size = {len(tiers)}", "item []:",
+    ]  # fmt: skip
+    for number, (name, words) in enumerate(tiers.items(), start=1):
+        intervals = _intervals(words, result.duration_s)
+        lines += [
+            f"    item [{number}]:", '        class = "IntervalTier"', f"        name = {_quoted(name)}",
+            "        xmin = 0", f"        xmax = {result.duration_s:.3f}",
+            f"        intervals: size = {len(intervals)}",
+        ]  # fmt: skip
+        for place, (start_s, end_s, text) in enumerate(intervals, start=1):
+            lines += [
+                f"        intervals [{place}]:", f"            xmin = {start_s:.3f}", f"            xmax = {end_s:.3f}",
+                f"            text = {_quoted(text)}",
+            ]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+def _intervals(words: list[Word], duration_s: float) -> list[tuple[float, float, str]]:
+    """(start, end, text) without gaps from 0 to the recording's end; a tier of Praat's must have none."""
+    intervals, reached_s = [], 0.0
+    for word in sorted(words, key=lambda word: word.start_s):
+        start_s, end_s = max(word.start_s, reached_s), min(word.end_s, duration_s)
+        if end_s <= start_s:
+            continue
+        if start_s > reached_s:
+            intervals.append((reached_s, start_s, ""))
+        intervals.append((start_s, end_s, word.text))
+        reached_s = end_s
+    return [*intervals, (reached_s, duration_s, "")] if reached_s < duration_s else intervals
+
+
+def _quoted(text: str) -> str:
+    return '"' + text.replace('"', '""') + '"'
+
+
+def _html(result: Result) -> str:
+    """A page with the recording's sound; result.audio must be its file."""
+    from speech_mtl.audio import AudioError
+    from speech_mtl.report.transcript import transcript_page
+
+    try:
+        return transcript_page(asdict(result)) + "\n"
+    except (OSError, RuntimeError) as error:
+        raise AudioError(f"{result.audio}: the page's sound cannot be read ({error}); expected the file") from None
+
+
 FORMATS: dict[str, Callable[[Result], str]] = {
     "txt": _txt, "json": _json, "srt": _srt, "vtt": _vtt, "rttm": _rttm, "ctm": _ctm,
+    "textgrid": _textgrid, "html": _html,
 }  # fmt: skip
 JOINABLE = {"txt", "json", "rttm", "ctm"}
 """Formats whose results may follow one another in one stream."""

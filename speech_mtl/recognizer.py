@@ -21,8 +21,10 @@ import torch
 
 from speech_mtl.audio import MAX_SEGMENT_S, AudioError, as_mono, is_silent, level_note, load_audio, split_at_silences
 from speech_mtl.checkpoint import CheckpointError, load_model
+from speech_mtl.language import Decoder, Decoding
 from speech_mtl.model import SpeechModel
 from speech_mtl.speakers import UNKNOWN, Match, SpeakerDatabase, default_path, identify, normalized
+from speech_mtl.tasks.asr import ASR
 
 PRETRAINED = Path(__file__).parent / "pretrained"
 THRESHOLDS = "thresholds.json"
@@ -124,15 +126,18 @@ class Recognizer:
     @classmethod
     def from_pretrained(
         cls, folder: str | Path | None = None, device: str = "cpu", db: str | Path | None = None,
-        threshold: float | None = None,
+        threshold: float | None = None, decoding: Decoding | None = None,
     ) -> Recognizer:  # fmt: skip
         """The model of a folder (None: the bundled one) with the speakers enrolled in `db` (None: the user's own).
 
-        Raises CheckpointError.
+        `decoding` asks for a beam search, with a language model or hot words; None takes the best path. Raises
+        CheckpointError, and DecodingError for a language model or hot words that this model cannot write.
         """
         folder = Path(folder or PRETRAINED)
         model = load_model(folder, device)
         chosen = read_threshold(folder) if threshold is None else Threshold(threshold, "set by the user")
+        if decoding is not None:
+            set_decoder(model, decoding)
         return cls(model, chosen, db)
 
     @cached_property
@@ -152,13 +157,17 @@ class Recognizer:
         self._task("asr")
         name, samples = self._load(audio)
         names, references = self._references()
-        segments = []
+        segments, texts = [], []
         for start, end, prediction in self._predictions(samples):
+            if prediction is not None and "without" in (spoken := prediction[self._tasks["asr"]]):
+                texts.append((spoken["text"], spoken["without"]))
             segments.append(self._segment(start, end, prediction, names, references))
             on_progress(end / len(samples))
         notes = [note] if (note := level_note(samples)) else []
         if len(segments) > 1:
             notes.append(f"longer than {MAX_SEGMENT_S:g} s: cut at silences into {len(segments)} segments")
+        if decoder := asr_of(self.model).decoder:
+            notes += decoder.effects(texts)
         return Result(name, round(len(samples) / self.sample_rate, 3), self.threshold, segments, notes)
 
     def embed(self, audio: Audio) -> np.ndarray:
@@ -240,6 +249,21 @@ class Recognizer:
             raise AudioError(f"{name}: digital silence; expected a voice")
         pieces = [(e - s, p[task]["embedding"].numpy()) for s, e, p in self._predictions(samples) if p is not None]
         return normalized(sum(length * embedding for length, embedding in pieces))
+
+
+def asr_of(model: SpeechModel) -> ASR:
+    """The model's recognition task. Raises CheckpointError where it has none."""
+    for name in model.tasks:
+        if isinstance(task := model.task(name), ASR):
+            return task
+    raise CheckpointError(f"the model has no asr task; its tasks: {', '.join(model.tasks)}")
+
+
+def set_decoder(model: SpeechModel, decoding: Decoding) -> Decoder:
+    """Have the model's recognition search a beam from now on. Raises CheckpointError and DecodingError."""
+    asr = asr_of(model)
+    asr.decoder = Decoder(decoding, asr.tokenizer)
+    return asr.decoder
 
 
 def read_threshold(folder: Path) -> Threshold:

@@ -20,7 +20,8 @@ P = ParamSpec("P")
 # The known errors, by where they are defined: one of them can only be raised once its module is loaded.
 KNOWN_ERRORS = {
     "speech_mtl.audio": "AudioError", "speech_mtl.data": "DataError", "speech_mtl.checkpoint": "CheckpointError",
-    "speech_mtl.speakers": "SpeakerDatabaseError", "data_prep.common": "PrepareError",
+    "speech_mtl.speakers": "SpeakerDatabaseError", "speech_mtl.language": "DecodingError",
+    "data_prep.common": "PrepareError",
 }  # fmt: skip
 
 

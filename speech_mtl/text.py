@@ -78,7 +78,7 @@ class Tokenizer:
         return self._tokenizer.encode(normalize(text, self.config)).ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        return "".join(self.pieces[i] for i in ids).replace(WORD_MARK, " ").strip()
+        return " ".join("".join(self.pieces[i] for i in ids).replace(WORD_MARK, " ").split())
 
     def unknown(self, text: str) -> set[str]:
         """Characters of the normalised text that no token stands for."""

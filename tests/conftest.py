@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
 torch.set_num_threads(2)
+needs_kenlm = pytest.mark.skipif(
+    importlib.util.find_spec("flashlight") is None, reason="flashlight-text has no wheel for this Python"
+)
 RATE = 16000
 WORDS = {"low": 300.0, "mid": 700.0, "high": 1500.0}
 SPEAKERS = {"ann": 1.0, "bob": 1.17, "cid": 1.35}

@@ -23,6 +23,7 @@ from speech_mtl.data import read_cuts
 
 COMMANDS = [
     "prepare", "inspect", "train", "evaluate", "transcribe", "identify", "verify", "enroll", "speakers", "demo",
+    "lm", "align",
 ]  # fmt: skip
 
 

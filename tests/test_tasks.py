@@ -13,9 +13,9 @@ from lhotse import MonoCut, SupervisionSegment
 
 from speech_mtl.config import parse_config
 from speech_mtl.data import SpeechDataset, read_cuts
+from speech_mtl.decode import frames_needed
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
-from speech_mtl.tasks.asr import frames_needed
 from speech_mtl.tasks.pooling import PooledNorm, Pooling
 from speech_mtl.tasks.speaker import Speaker, add_margin
 

@@ -14,23 +14,19 @@ are compared word by word, so they stand in the writing of the recognised text. 
 
 from __future__ import annotations
 
-import base64
 import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from markupsafe import Markup
 
 from speech_mtl.report.collect import align
 from speech_mtl.report.figures import free_lane, mel_decibels, read_audio
 from speech_mtl.report.page import environment
+from speech_mtl.report.player import UNKNOWN, VOICES_CSS, data_uri, embedded_sound, voice_colors
 
 STRIP_S = 10.0
 """Seconds of sound in one line of the page, as bars stand in a score."""
-COLORS = 8
-WAV_LIMIT_S = 120
-"""Longer sound is embedded as MP3, a tenth of the size."""
 LETTER_SHARE = 0.0085
 """Width of a letter as a share of a line."""
 LANES = 3
@@ -39,16 +35,15 @@ LANES = 3
 def write_demo_page(result: dict[str, Any], audio_path: Path, out: Path) -> Path:
     """Write the page to `out` and return it. Raises OSError or RuntimeError where the sound cannot be read."""
     samples, rate = read_audio(Path(audio_path))
-    names = _names(result)
     page = environment().get_template("demo.html.j2").render(
         result={"model": None, "wer": None, "speaker_accuracy": None, "threshold": None} | result,
         name=Path(result.get("audio") or audio_path).name,
-        sound=_data_uri(*_encode(samples, rate)),
-        colors={name: None if name == "unknown" else i % COLORS for i, name in enumerate(names)},
+        sound=embedded_sound(samples, rate),
+        colors=voice_colors(_name(segment) for segment in result["segments"]),
         segments=[_segment_view(segment) for segment in result["segments"]],
         strips=_strips(result, samples, rate),
         truth_known=any(segment.get("truth") for segment in result["segments"]),
-        css=Markup("\n".join(f".c{i} {{ --voice: var(--s{i}) }}" for i in range(COLORS))),
+        css=VOICES_CSS,
     )  # fmt: skip
     out = Path(out)
     out.write_text(page, encoding="utf-8")
@@ -56,20 +51,14 @@ def write_demo_page(result: dict[str, Any], audio_path: Path, out: Path) -> Path
 
 
 def _name(segment: dict[str, Any]) -> str:
-    return segment.get("speaker") or "unknown"
-
-
-def _names(result: dict[str, Any]) -> list[str]:
-    """The speakers in the order they speak; 'unknown', which has no colour of its own, last."""
-    names = dict.fromkeys(_name(segment) for segment in result["segments"])
-    return sorted(names, key=lambda name: name == "unknown")
+    return segment.get("speaker") or UNKNOWN
 
 
 def _segment_view(segment: dict[str, Any]) -> dict[str, Any]:
     truth = segment.get("truth")
     view = {**segment, "speaker": _name(segment), "score": segment.get("score"), "truth": truth}
     if truth:
-        view["named_rightly"] = (truth.get("speaker") or "unknown") == view["speaker"]
+        view["named_rightly"] = (truth.get("speaker") or UNKNOWN) == view["speaker"]
         view["pairs"] = align(truth.get("text") or "", segment["text"])
     return view
 
@@ -87,7 +76,7 @@ def _strips(result: dict[str, Any], samples: np.ndarray, rate: int) -> list[dict
             "start_s": start_s,
             "length_s": length_s,
             "width": 100 * piece.shape[1] / (length_s * frames_per_s),
-            "picture": _data_uri(_png(piece), "image/png"),
+            "picture": data_uri(_png(piece), "image/png"),
             "bars": _bars(result, start_s, length_s),
             "words": _placed_words(result, start_s, length_s),
             "ticks": range(int(np.ceil(start_s)), int(np.ceil(min(start_s + length_s, len(samples) / rate)))),
@@ -134,19 +123,3 @@ def _png(decibels: np.ndarray) -> bytes:
     file = io.BytesIO()
     image.save(file, format="PNG", optimize=True)
     return file.getvalue()
-
-
-def _encode(samples: np.ndarray, rate: int) -> tuple[bytes, str]:
-    """Sound that every browser plays, whatever the file's own format was."""
-    import soundfile
-
-    file = io.BytesIO()
-    if len(samples) / rate <= WAV_LIMIT_S or "MP3" not in soundfile.available_formats():
-        soundfile.write(file, samples, rate, format="WAV", subtype="PCM_16")
-        return file.getvalue(), "audio/wav"
-    soundfile.write(file, samples, rate, format="MP3")
-    return file.getvalue(), "audio/mpeg"
-
-
-def _data_uri(content: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(content).decode()}"

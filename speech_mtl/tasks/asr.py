@@ -19,17 +19,20 @@ if TYPE_CHECKING:
     from lhotse.cut import Cut
 
     from speech_mtl.config import Config
+    from speech_mtl.language import Decoder
     from speech_mtl.text import Tokenizer
 
 
 class ASR(Task):
     def __init__(self, name: str, config: Config, tokenizer: Tokenizer):
         super().__init__()
-        self.tokenizer = tokenizer
+        self.name, self.tokenizer = name, tokenizer
         self.frame_s = config.features.hop_samples * config.encoder.subsampling / config.features.sample_rate
         self.intermediate = config.tasks[name].intermediate
         self.dropout = nn.Dropout(config.tasks[name].dropout)
         self.linear = nn.Linear(config.encoder.d_model, len(tokenizer) + 1)
+        self.decoder: Decoder | None = None
+        """Beam search, set for use; without it the best path is taken."""
 
     def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
         """A text that needs more frames than there are, or has characters the tokenizer lacks, is not usable."""
@@ -37,7 +40,7 @@ class ASR(Task):
         for cut, length in zip(cuts, lengths_B.tolist(), strict=True):
             text = label_of(cut, "text")
             tokens = [] if text is None else self.tokenizer.encode(text)
-            usable = text is not None and frames_needed(tokens) <= length and not self.tokenizer.unknown(text)
+            usable = text is not None and decode.frames_needed(tokens) <= length and not self.tokenizer.unknown(text)
             ids.append(torch.tensor(tokens if usable else [], dtype=torch.long))
             mask.append(usable)
         return {
@@ -79,15 +82,20 @@ class ASR(Task):
         return (nll_B / token_counts.clamp(min=1)).sum()
 
     def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
-        """text, words (list of decode.Word)."""
-        predictions = []
-        for log_probs_SV, length in zip(output["log_probs"].cpu(), output["lengths"].tolist(), strict=True):
-            tokens = decode.greedy(log_probs_SV[:length])
-            words = decode.words(tokens, self.tokenizer.pieces, self.frame_s)
-            predictions.append({"text": " ".join(word.text for word in words), "words": words})
-        return predictions
+        """One `transcribe` an utterance."""
+        lengths = output["lengths"].tolist()
+        return [self.transcribe(rows[:n]) for rows, n in zip(output["log_probs"].cpu(), lengths, strict=True)]
 
+    def transcribe(self, log_probs_SV: Tensor) -> dict[str, Any]:
+        """text, words (list of decode.Word); with a `decoder` also 'without': the texts without each of its helps.
 
-def frames_needed(tokens: list[int]) -> int:
-    """The fewest frames CTC can write these tokens in: one each, and a blank between equal neighbours."""
-    return len(tokens) + sum(a == b for a, b in zip(tokens, tokens[1:], strict=False))
+        log_probs_SV holds one utterance without padding, on the CPU.
+        """
+        pieces, limit_s = self.tokenizer.pieces, len(log_probs_SV) * self.frame_s
+        if self.decoder is None:
+            words = decode.words(decode.greedy(log_probs_SV), pieces, self.frame_s, limit_s)
+            return {"text": " ".join(word.text for word in words), "words": words}
+        ids, without = self.decoder(log_probs_SV)
+        words = decode.words(decode.align(log_probs_SV, ids), pieces, self.frame_s, limit_s)
+        texts = {name: self.tokenizer.decode(other) for name, other in without.items()}
+        return {"text": " ".join(word.text for word in words), "words": words, "without": texts}

@@ -1,0 +1,130 @@
+"""A recording and the text that is known of it -> a result with the text's words at their times.
+
+    result = align(Recognizer.from_pretrained(), "meeting.wav", "what was said")
+
+A long recording is heard in pieces, as for a transcription; their log-probabilities are joined and the text is laid
+along all of them by forced alignment, so that the text needs no cutting. Who speaks is not asked. The memory that an
+alignment takes grows with the square of the length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from speech_mtl import decode
+from speech_mtl.audio import as_mono, is_silent, level_note, load_audio, split_at_silences
+from speech_mtl.language import DecodingError
+from speech_mtl.recognizer import Audio, Recognizer, Result, Segment, Word, asr_of
+from speech_mtl.text import Tokenizer, normalize
+
+DOUBTFUL = 0.01
+"""Confidence below which a word is hardly in the sound."""
+
+
+@dataclass
+class Piece:
+    """A stretch of the recording, in seconds from its start."""
+
+    start_s: float
+    end_s: float
+    log_probs_SV: Tensor
+
+
+def align(
+    recognizer: Recognizer, audio: Audio, text: str, on_progress: Callable[[float], None] = lambda share: None
+) -> Result:
+    """The text's words with their times and confidence, a segment a piece; `on_progress` sees the share heard.
+
+    Raises DecodingError for a text that is empty, too long for the audio or in letters that the model lacks,
+    AudioError, and CheckpointError for a model that recognises no text.
+    """
+    asr = asr_of(recognizer.model)
+    ids = _tokens(text, asr.tokenizer)
+    rate = recognizer.sample_rate
+    name = "samples" if isinstance(audio, tuple) else str(audio)
+    samples = as_mono(*audio, rate) if isinstance(audio, tuple) else load_audio(audio, rate)
+    pieces = list(_heard(recognizer, asr.name, samples, on_progress))
+    if not pieces:
+        raise DecodingError(f"{name}: digital silence; there is nothing to align a text with")
+    try:
+        tokens = decode.align(torch.cat([piece.log_probs_SV for piece in pieces]), ids)
+    except ValueError as error:
+        raise DecodingError(f"{name}: the text is too long for {len(samples) / rate:.2f} s of audio: {error}") from None
+    frames = sum(len(piece.log_probs_SV) for piece in pieces)
+    words = decode.words(tokens, asr.tokenizer.pieces, asr.frame_s, frames * asr.frame_s)
+    notes = [note] if (note := level_note(samples)) else []
+    if doubtful := sum(word.confidence < DOUBTFUL for word in words):
+        notes.append(f"{doubtful} of {len(words)} words are hardly in the sound; does the text belong to it?")
+    segments = _segments(words, pieces, asr.frame_s)
+    return Result(name, round(len(samples) / rate, 3), recognizer.threshold, segments, notes)
+
+
+def _tokens(text: str, tokenizer: Tokenizer) -> list[int]:
+    written = normalize(text, tokenizer.config)
+    if not written:
+        raise DecodingError(f"the text {text[:40]!r} has no words to align")
+    if unknown := tokenizer.unknown(written):
+        letters = ", ".join(repr(char) for char in sorted(unknown))
+        words = [word for word in written.split() if unknown & set(word)]
+        raise DecodingError(
+            f"the text has characters that this model cannot write: {letters}, as in {', '.join(words[:3])}; "
+            "numbers and signs must stand as the words that are said"
+        )
+    return tokenizer.encode(written)
+
+
+def _heard(
+    recognizer: Recognizer, task: str, samples: np.ndarray, on_progress: Callable[[float], None]
+) -> Iterator[Piece]:
+    """The pieces of samples (N,) that are not digital silence."""
+    model, rate = recognizer.model, recognizer.sample_rate
+    device = next(model.parameters()).device
+    for start, end in split_at_silences(samples, rate):
+        if not is_silent(samples[start:end]):
+            audio_1N = torch.from_numpy(samples[None, start:end]).to(device)
+            with torch.inference_mode():
+                shared = model.trunk(audio_1N, torch.tensor([end - start], device=device))
+                output = model.head(task, shared)
+            log_probs_SV = output["log_probs"][0, : int(output["lengths"][0])].cpu()
+            yield Piece(start / rate, end / rate, log_probs_SV)
+        on_progress(end / len(samples))
+
+
+def _segments(words: list[decode.Word], pieces: list[Piece], frame_s: float) -> list[Segment]:
+    """Each word, timed in the joined frames, goes to the piece that holds its middle, and keeps within it."""
+    segments: list[Segment] = []
+    joined_s = 0.0
+    for piece in pieces:
+        next_s = joined_s + len(piece.log_probs_SV) * frame_s
+        own = [word for word in words if joined_s <= (word.start_s + word.end_s) / 2 < next_s]
+        placed = []
+        for word in own:
+            times = (piece.start_s + word.start_s - joined_s, piece.start_s + word.end_s - joined_s)
+            start_s, end_s = (round(min(max(time, piece.start_s), piece.end_s), 3) for time in times)
+            placed.append(Word(word.text, start_s, end_s, word.confidence, None))
+        text = " ".join(word.text for word in placed)
+        start_s, end_s = round(piece.start_s, 3), round(piece.end_s, 3)
+        segments.append(Segment(start_s, end_s, text, placed, None, None, None, {}))
+        joined_s = next_s
+    return segments
+
+
+def read_text(given: str) -> str:
+    """The content of a text file, or, where there is no such file, the text itself. Raises DecodingError."""
+    path = Path(given)
+    try:
+        is_file = path.is_file()
+    except OSError:  # a text that is too long for a name
+        is_file = False
+    if not is_file:
+        return given
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise DecodingError(f"{path}: not a text in UTF-8") from None

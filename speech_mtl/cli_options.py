@@ -1,0 +1,99 @@
+"""Options that several commands share, and what they are turned into."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from speech_mtl.terminal import note, progress
+
+if TYPE_CHECKING:
+    from speech_mtl.language import Decoding
+    from speech_mtl.recognizer import Recognizer
+
+Model = Annotated[Path | None, typer.Option("--model", "-m", help="Model folder; the bundled model if not given.")]
+Db = Annotated[
+    Path | None,
+    typer.Option(
+        "--db", envvar="SPEECH_MTL_SPEAKERS",
+        help="Enrolled speakers; ~/.local/share/speech_mtl/speakers.db if not given.",
+    ),
+]  # fmt: skip
+Cosine = Annotated[
+    float | None,
+    typer.Option("--threshold", min=-1, max=1, help="Cosine below which a voice is unknown; the model's if not given."),
+]  # fmt: skip
+Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+
+BeamWidth = Annotated[
+    int | None, typer.Option("--beam", metavar="N", help="Beam search over N texts at a time instead of the best path.")
+]
+LmFile = Annotated[
+    Path | None, typer.Option("--lm", help="Language model, ARPA or KenLM binary; asks for a beam search.")
+]
+LmWeight = Annotated[float | None, typer.Option("--lm-weight", help="Weight of the language model, 0 to 10.")]
+WordScore = Annotated[
+    float | None, typer.Option("--word-score", help="Added for every word, where there is a language model.")
+]
+UnknownScore = Annotated[
+    float | None, typer.Option("--unknown-score", help="Added for a word the language model lacks, at most 0.")
+]
+HotWords = Annotated[
+    list[str] | None,
+    typer.Option("--hot-word", metavar="WORD", help="A word to expect; repeatable; asks for a beam search."),
+]
+Boost = Annotated[float | None, typer.Option("--boost", help="Added for a hot word, 0 to 50.")]
+
+
+def load_recognizer(
+    model: Path | None,
+    db: Path | None,
+    threshold: float | None = None,
+    device: str = "cpu",
+    decoding: Decoding | None = None,
+) -> Recognizer:
+    with progress("loading the model"):
+        from speech_mtl.recognizer import Recognizer
+
+        return Recognizer.from_pretrained(model, checked_device(device), db, threshold, decoding)
+
+
+def with_remarks(recognizer: Recognizer) -> Recognizer:
+    for remark in recognizer.remarks():
+        note(remark)
+    return recognizer
+
+
+def checked_device(device: str) -> str:
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from None
+    return device
+
+
+def decoding_of(
+    beam: int | None, lm: Path | None, lm_weight: float | None, word_score: float | None, unknown_score: float | None,
+    hot_words: list[str] | None, boost: float | None,
+) -> Decoding | None:  # fmt: skip
+    """The beam search that was asked for; None for the best path. A setting that would do nothing is a wrong call."""
+    of_lm = {"lm_weight": lm_weight, "word_score": word_score, "unknown_score": unknown_score}
+    for name, value in of_lm.items():
+        if value is not None and lm is None:
+            raise typer.BadParameter(f"--{name.replace('_', '-')} has a meaning only with --lm FILE")
+    if boost is not None and not hot_words:
+        raise typer.BadParameter("--boost has a meaning only with --hot-word WORD")
+    if beam is None and lm is None and not hot_words:
+        return None
+    from speech_mtl.language import Decoding, DecodingError
+
+    given = of_lm | {"beam": beam, "boost": boost, "lm": None if lm is None else str(lm)}
+    settings = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Decoding(**settings, hot_words=tuple(hot_words or ()))  # type: ignore[arg-type]
+    except DecodingError as error:
+        raise typer.BadParameter(str(error)) from None

@@ -1,0 +1,313 @@
+"""Language model and hot words for the beam search: files and words -> a scorer over the tokenizer's tokens.
+
+A language model is an ARPA file or a KenLM binary of whole words, read by KenLM out of flashlight-text's wheel (the
+extra 'lm'). Words that it lacks can still be written, at the price of its <unk>. A hot word gains its boost letter by
+letter and loses it where the word turns out to be another one.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from math import isfinite, log
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from speech_mtl import beam, metrics
+from speech_mtl.text import WORD_MARK, Tokenizer, normalize
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LN_10 = log(10)
+UNKNOWN_FLOOR = -7.0
+"""log10; KenLM gives a model without <unk> -100 for it, which would forbid every word that the model lacks."""
+BINARY_MAGIC = b"mmap lm http://kheafield.com/code format version"
+RANGES = {
+    "beam": (1, 1000), "lm_weight": (0.0, 10.0), "word_score": (-20.0, 20.0), "unknown_score": (-100.0, 0.0),
+    "boost": (0.0, 50.0),
+}  # fmt: skip
+LANGUAGE_MODEL, HOT_WORDS = "language model", "hot words"
+
+
+class DecodingError(ValueError):
+    """Settings or files of the beam search that cannot be used; names what was found and what would be accepted."""
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """Settings of the beam search. Raises DecodingError where one is out of range.
+
+    A text's score is ln p(text | sound) + lm_weight · ln p(words) + word_score · words + unknown_score · unknown words
+    + boost · hot words. The weight and the two scores were chosen on AN4's development set with a trigram of its
+    training texts.
+    """
+
+    beam: int = 32
+    """Prefixes kept after a frame."""
+    lm: str | None = None
+    """ARPA file or KenLM binary."""
+    lm_weight: float = 0.3
+    word_score: float = 1.0
+    """Of every word, where there is a language model: more than 0 makes up for the words it makes dearer."""
+    unknown_score: float = -2.0
+    """Of every word that the language model lacks, beside its probability of <unk>."""
+    hot_words: tuple[str, ...] = ()
+    """A phrase counts as its words."""
+    boost: float = 5.0
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if not isfinite(value) or not low <= value <= high:
+                raise DecodingError(f"{name} {value:g}; expected {low:g} to {high:g}")
+
+
+class LanguageModel:
+    """ln p(word | the words before), for words in the tokenizer's writing. Raises DecodingError."""
+
+    def __init__(self, path: str | Path, tokenizer: Tokenizer):
+        self.path = Path(path)
+        found = _vocabulary(self.path)
+        writable: dict[str, str] = {}
+        for word in found:
+            written = normalize(word, tokenizer.config)
+            if written and " " not in written and not tokenizer.unknown(written):
+                writable.setdefault(written, word)
+        if not writable:
+            examples = ", ".join(repr(word) for word in found[:5]) or "none"
+            letters = " ".join(piece for piece in tokenizer.pieces if len(piece) == 1 and piece != WORD_MARK)
+            raise DecodingError(
+                f"{self.path}: none of the language model's {len(found)} words can be written by this model "
+                f"(its words: {examples}; the model's characters: {letters})"
+            )
+        self.words = sorted(writable)
+        self._index = {word: i for i, word in enumerate(writable)}
+        self._unknown = len(writable)
+        self._model = _kenlm(self.path, [*writable.values(), "<unk>"])
+
+    def start(self) -> Any:
+        return self._model.start(False)
+
+    def score(self, state: Any, word: str) -> tuple[Any, float]:
+        """(the state after the word, ln p(word))."""
+        index = self._index.get(word, self._unknown)
+        state, score = self._model.score(state, index)
+        return state, LN_10 * (max(score, UNKNOWN_FLOOR) if index == self._unknown else score)
+
+    def knows(self, word: str) -> bool:
+        return word in self._index
+
+    def end(self, state: Any) -> float:
+        """ln p(the text ends here)."""
+        return LN_10 * self._model.finish(state)[1]
+
+    def begins_a_word(self, letters: str) -> bool:
+        """Whether a known word starts with these letters."""
+        place = bisect_left(self.words, letters)
+        return place < len(self.words) and self.words[place].startswith(letters)
+
+
+class Context(NamedTuple):
+    """A text so far, as far as words are concerned."""
+
+    state: Any
+    """The language model's, after the words that are complete."""
+    gained: float
+    """By the complete words."""
+    word: str
+    """The letters of the word that is being written."""
+    ahead: float
+    """Gained or lost by these letters, on account."""
+
+
+class WordScorer:
+    """Scores the words of a text as they become complete; `beam.Scorer`."""
+
+    def __init__(self, pieces: list[str], decoding: Decoding, lm: LanguageModel | None, hot_words: Iterable[str]):
+        self.pieces, self.decoding, self.lm = pieces, decoding, lm
+        self.shares: dict[str, float] = {}
+        """Of a hot word's beginnings: the share of the word that is written."""
+        self.hot = set(hot_words)
+        for word in self.hot:
+            for n in range(1, len(word) + 1):
+                self.shares[word[:n]] = max(n / len(word), self.shares.get(word[:n], 0.0))
+        self.unknown = 0.0
+        """What a word that the language model lacks costs, before it is known after which words it stands."""
+        if lm:
+            self.unknown = decoding.lm_weight * lm.score(lm.start(), "<unk>")[1] + decoding.unknown_score
+
+    def start(self) -> Context:
+        return Context(self.lm.start() if self.lm else None, 0.0, "", 0.0)
+
+    def extend(self, context: Context, token: int) -> Context:
+        piece = self.pieces[token]
+        if not piece.startswith(WORD_MARK):
+            word = context.word + piece
+            return context._replace(word=word, ahead=self._ahead(word))
+        word = piece.removeprefix(WORD_MARK)
+        state, gained = self._complete(context)
+        return Context(state, gained, word, self._ahead(word))
+
+    def bonus(self, context: Context) -> float:
+        return context.gained + context.ahead
+
+    def final(self, context: Context) -> float:
+        state, gained = self._complete(context)
+        return gained + self.decoding.lm_weight * self.lm.end(state) if self.lm else gained
+
+    def _ahead(self, word: str) -> float:
+        boost = self.decoding.boost * self.shares.get(word, 0.0)
+        return boost + self.unknown if self.lm and word and not self.lm.begins_a_word(word) else boost
+
+    def _complete(self, context: Context) -> tuple[Any, float]:
+        """(language model's state, what is gained) once the word is complete."""
+        state, gained, word, _ = context
+        if not word:
+            return state, gained
+        if word in self.hot:
+            gained += self.decoding.boost
+        if self.lm:
+            state, score = self.lm.score(state, word)
+            gained += self.decoding.lm_weight * score + self.decoding.word_score
+            if not self.lm.knows(word):
+                gained += self.decoding.unknown_score
+        return state, gained
+
+
+class Decoder:
+    """The beam search with its language model and hot words, for one tokenizer. Raises DecodingError."""
+
+    def __init__(self, decoding: Decoding, tokenizer: Tokenizer):
+        self.decoding, self.tokenizer = decoding, tokenizer
+        self.hot_words = checked_hot_words(decoding.hot_words, tokenizer)
+        self.lm = LanguageModel(decoding.lm, tokenizer) if decoding.lm is not None else None
+        used = {LANGUAGE_MODEL: self.lm is not None, HOT_WORDS: bool(self.hot_words)}
+        self.helps = [name for name, is_used in used.items() if is_used]
+
+    def __call__(self, log_probs_SV: Tensor) -> tuple[list[int], dict[str, list[int]]]:
+        """(the text's tokens, the tokens found without each help by its name), so that its effect can be told."""
+        rows = log_probs_SV.tolist()
+        without = {name: self._search(rows, [other for other in self.helps if other != name]) for name in self.helps}
+        return self._search(rows, self.helps), without
+
+    def _search(self, rows: Sequence[Sequence[float]], helps: list[str]) -> list[int]:
+        scorer: beam.Scorer = beam.Nothing()
+        if helps:
+            lm = self.lm if LANGUAGE_MODEL in helps else None
+            hot_words = self.hot_words if HOT_WORDS in helps else []
+            scorer = WordScorer(self.tokenizer.pieces, self.decoding, lm, hot_words)
+        return beam.search(rows, scorer, self.decoding.beam)[0]
+
+    def describe(self) -> dict[str, Any]:
+        """The settings, for a file that records them."""
+        return asdict(self.decoding)
+
+    def effects(self, texts: Iterable[tuple[str, dict[str, str]]]) -> list[str]:
+        """A sentence on what each help changed, from (text, texts without each help) of every stretch of speech."""
+        texts = list(texts)
+        sentences = []
+        for name in self.helps:
+            title = f"{name} {self.lm.path.name}" if self.lm and name == LANGUAGE_MODEL else name
+            counts = [metrics.word_errors(without[name], text) for text, without in texts]
+            changed = sum(c["substitutions"] + c["deletions"] + c["insertions"] for c in counts)
+            words = sum(len(text.split()) for text, _ in texts)
+            effect = f"changed {changed} of {words} words" if changed else "changed nothing"
+            sentences.append(f"{title}: {effect}")
+            if name == HOT_WORDS:
+                written = [word for text, _ in texts for word in text.split()]
+                sentences[-1] += "; " + ", ".join(f"{word} {written.count(word)} ×" for word in self.hot_words)
+        return sentences
+
+
+def checked_hot_words(hot_words: Iterable[str], tokenizer: Tokenizer) -> list[str]:
+    """The words in the tokenizer's writing, each once. Raises DecodingError."""
+    words: dict[str, None] = {}
+    for given in hot_words:
+        written = normalize(given, tokenizer.config)
+        if not written:
+            raise DecodingError(f"hot word {given!r} has no letters")
+        if unknown := tokenizer.unknown(written):
+            letters = ", ".join(repr(char) for char in sorted(unknown))
+            raise DecodingError(f"hot word {given!r} has characters that this model cannot write: {letters}")
+        words |= dict.fromkeys(written.split())
+    return list(words)
+
+
+def _vocabulary(path: Path) -> list[str]:
+    """The words of an ARPA file or a KenLM binary, without <unk>, <s> and </s>. Raises DecodingError."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(BINARY_MAGIC))
+            file.seek(0)
+            if head == BINARY_MAGIC:
+                with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+                    words: Iterable[str] = _binary_words(path, content)
+            else:
+                words = list(_arpa_words(path, file))
+    except OSError as error:
+        raise DecodingError(f"{path}: {error.strerror}; expected an ARPA file or a KenLM binary") from None
+    except UnicodeDecodeError:
+        raise DecodingError(f"{path}: words that are not UTF-8; expected an ARPA file or a KenLM binary") from None
+    return [word for word in words if word.lower() not in ("<unk>", "<s>", "</s>")]
+
+
+def _arpa_words(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
+    """The second columns of the section of unigrams."""
+    lines = iter(lines)
+    first = next((line for line in lines if line.strip()), b"").strip()
+    if first != b"\\data\\":
+        shown = first[:40].decode(errors="replace")
+        raise DecodingError(
+            f"{path}: neither an ARPA file nor a KenLM binary: it begins with {shown!r}; an ARPA file begins with "
+            "'\\data\\', and `speech-mtl lm` makes one"
+        )
+    for line in lines:
+        if line.strip() == b"\\1-grams:":
+            break
+    for line in lines:
+        if line.startswith(b"\\"):
+            return
+        columns = line.split()
+        if len(columns) >= 2:
+            yield columns[1].decode()
+
+
+def _binary_words(path: Path, content: mmap.mmap) -> list[str]:
+    """KenLM appends the words to its tables, each ended by a zero, <unk> first."""
+    place = content.rfind(b"<unk>\0")
+    if place < 0 or content[-1:] != b"\0":
+        raise DecodingError(f"{path}: a KenLM binary without its words; build it with KenLM's build_binary")
+    return content[place:-1].decode().split("\0")
+
+
+def _kenlm(path: Path, words: list[str]) -> Any:
+    """flashlight's KenLM; a word is asked for by its place in `words`. Raises DecodingError."""
+    try:
+        from flashlight.lib.text.decoder.kenlm import KenLM
+        from flashlight.lib.text.dictionary import Dictionary
+    except ImportError as error:
+        raise DecodingError(f"language models need flashlight-text ({error}); pip install 'speech_mtl[lm]'") from None
+    try:
+        with _silent_stderr():
+            return KenLM(str(path), Dictionary(words))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise DecodingError(f"{path}: KenLM cannot read it: {reason}") from None
+
+
+@contextmanager
+def _silent_stderr() -> Iterator[None]:
+    """KenLM draws a progress bar of its own while it reads an ARPA file, straight to the process's stderr."""
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)

@@ -1,0 +1,55 @@
+"""A result of the recognizer -> one page: the recording's sound, and who said what; a click on a word plays it.
+
+Takes the result as a plain dict (`dataclasses.asdict`). The page loads nothing from elsewhere and opens from disk.
+"""
+
+from __future__ import annotations
+
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from speech_mtl.report.figures import read_audio
+from speech_mtl.report.page import environment
+from speech_mtl.report.player import UNKNOWN, VOICES_CSS, embedded_sound, voice_colors
+
+NOBODY = ""
+"""Who speaks, where the model names no speakers."""
+
+
+def transcript_page(result: dict[str, Any]) -> str:
+    """The page as text. Raises OSError or RuntimeError where the file `result['audio']` cannot be read."""
+    turns = _turns(result)
+    names = list(dict.fromkeys(turn["speaker"] for turn in turns))
+    return environment().get_template("transcript.html.j2").render(
+        result=result,
+        name=Path(result["audio"]).name,
+        sound=embedded_sound(*read_audio(Path(result["audio"]))),
+        colors=voice_colors(names) if names != [NOBODY] else {NOBODY: 0},
+        voices=[_voice(name, turns) for name in sorted(names, key=lambda name: name == UNKNOWN)],
+        turns=turns,
+        css=VOICES_CSS,
+    )  # fmt: skip
+
+
+def _turns(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every segment's words, cut where the speaker of the words changes."""
+    turns = []
+    for segment in result["segments"]:
+        score = segment["score"]
+        for speaker, group in groupby(segment["words"], key=lambda word: word["speaker"] or NOBODY):
+            words = list(group)
+            own = speaker == (segment["speaker"] or NOBODY)
+            turns.append({
+                "speaker": speaker, "words": words, "start_s": words[0]["start_s"], "end_s": words[-1]["end_s"],
+                "score": score if own else None,
+            })  # fmt: skip
+    return turns
+
+
+def _voice(name: str, turns: list[dict[str, Any]]) -> dict[str, Any]:
+    own = [turn for turn in turns if turn["speaker"] == name]
+    return {
+        "name": name, "turns": len(own), "words": sum(len(turn["words"]) for turn in own),
+        "seconds": sum(turn["end_s"] - turn["start_s"] for turn in own),
+    }  # fmt: skip

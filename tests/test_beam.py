@@ -1,0 +1,217 @@
+"""The beam search against all paths, and its scorer: language model, words it lacks, hot words."""
+
+from __future__ import annotations
+
+import itertools
+from math import exp, inf, log
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import needs_kenlm
+
+from speech_mtl import beam
+from speech_mtl.config import TextConfig
+from speech_mtl.language import HOT_WORDS, LANGUAGE_MODEL, Decoder, Decoding, DecodingError, LanguageModel, WordScorer
+from speech_mtl.ngram import to_arpa
+from speech_mtl.text import Tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["a b c"], TextConfig())  # pieces a b c ▁
+
+
+def random_rows(frames: int, vocabulary: int, seed: int) -> list[list[float]]:
+    logits = 1.5 * np.random.default_rng(seed).standard_normal((frames, vocabulary))
+    return (logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))).tolist()
+
+
+def all_texts(rows: list[list[float]]) -> dict[tuple[int, ...], float]:
+    """Every text's probability, summed over its paths one by one."""
+    blank = len(rows[0]) - 1
+    texts: dict[tuple[int, ...], float] = {}
+    for path in itertools.product(range(blank + 1), repeat=len(rows)):
+        merged = tuple(token for token, _ in itertools.groupby(path) if token != blank)
+        texts[merged] = texts.get(merged, 0.0) + exp(sum(row[token] for row, token in zip(rows, path, strict=True)))
+    return texts
+
+
+class Likes:
+    """A scorer with a made-up opinion on the last token and the length, and on how a text ends."""
+
+    def start(self) -> tuple[int, ...]:
+        return ()
+
+    def extend(self, context: tuple[int, ...], token: int) -> tuple[int, ...]:
+        return (*context, token)
+
+    def bonus(self, context: tuple[int, ...]) -> float:
+        return sum(0.7 if token == 1 else -0.4 for token in context)
+
+    def final(self, context: tuple[int, ...]) -> float:
+        return self.bonus(context) + (1.5 if context[-1:] == (0,) else 0.0)
+
+
+@pytest.mark.parametrize("scorer", [beam.Nothing(), Likes()])
+@pytest.mark.parametrize("seed", range(8))
+def test_the_best_text_is_that_of_all_paths(scorer: beam.Scorer, seed: int) -> None:
+    rows = random_rows(frames=6, vocabulary=4, seed=seed)
+    totals = {}
+    for text, probability in all_texts(rows).items():
+        context = scorer.start()
+        for token in text:
+            context = scorer.extend(context, token)
+        totals[text] = log(probability) + scorer.final(context)
+    best = max(totals, key=totals.__getitem__)
+    tokens, score = beam.search(rows, scorer, width=10_000, token_floor=-inf, prefix_floor=-inf)
+    assert tuple(tokens) == best and score == pytest.approx(totals[best], abs=1e-9)
+
+
+@needs_kenlm
+def test_words_of_the_language_model_worked_by_hand(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Every text's score: the sound, and the model's logarithms of its words and its end."""
+    (tmp_path / "lm.arpa").write_text(to_arpa(["ab", "ab ab c"], order=2))
+    decoding = Decoding(lm=str(tmp_path / "lm.arpa"), lm_weight=0.8, word_score=0.3, unknown_score=-1.5)
+    lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
+    scorer = WordScorer(tokenizer.pieces, decoding, lm, [])
+    state = lm.start()
+    state, ab = lm.score(state, "ab")
+    state, ba = lm.score(state, "ba")
+    expected = 0.8 * (ab + ba + lm.end(state)) + 2 * 0.3 - 1.5
+    context = scorer.start()
+    for token in tokenizer.encode("ab ba"):
+        context = scorer.extend(context, token)
+    assert scorer.final(context) == pytest.approx(expected)
+    assert lm.knows("ab") and not lm.knows("ba") and lm.begins_a_word("a") and not lm.begins_a_word("b")
+    # what the search goes by: 'b' begins no known word, so its price is on account already
+    begun = scorer.extend(scorer.start(), tokenizer.pieces.index("▁"))
+    assert scorer.bonus(scorer.extend(begun, tokenizer.pieces.index("a"))) == 0
+    assert scorer.bonus(scorer.extend(begun, tokenizer.pieces.index("b"))) == pytest.approx(scorer.unknown)
+
+
+def test_a_hot_word_gains_letter_by_letter_and_loses_it_again(tokenizer: Tokenizer) -> None:
+    scorer = WordScorer(tokenizer.pieces, Decoding(boost=6.0), None, ["abc", "ab"])
+    context, seen = scorer.start(), []
+    for token in tokenizer.encode("abcc abc"):
+        context = scorer.extend(context, token)
+        seen.append(round(scorer.bonus(context), 6))
+    assert seen == [0, 3, 6, 6, 0, 0, 3, 6, 6]  # ▁ a ab abc abcc ▁ a ab abc: 'a' is half of 'ab', 'ab' all of it
+    assert scorer.final(context) == 6
+
+
+def confusable(tokenizer: Tokenizer) -> torch.Tensor:
+    """Sound of 'ab' in which the a could be a c, somewhat more likely: the best path writes 'cb'."""
+    probabilities_SV = torch.full((4, 5), 0.01)
+    for frame, heard in enumerate([{"▁": 0.9}, {"c": 0.6, "a": 0.35}, {"b": 0.9}, {"": 0.9}]):
+        for piece, probability in heard.items():
+            probabilities_SV[frame, tokenizer.pieces.index(piece) if piece else 4] = probability
+    return (probabilities_SV / probabilities_SV.sum(dim=1, keepdim=True)).log()
+
+
+@needs_kenlm
+def test_each_help_changes_the_text_and_says_so(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    sound_SV = confusable(tokenizer)
+    (tmp_path / "lm.arpa").write_text(to_arpa(["ab"], order=2))
+    alone = Decoder(Decoding(), tokenizer)
+    assert tokenizer.decode(alone(sound_SV)[0]) == "cb" and alone(sound_SV)[1] == {} and alone.effects([]) == []
+    for decoding, name in (
+        (Decoding(lm=str(tmp_path / "lm.arpa")), LANGUAGE_MODEL),
+        (Decoding(hot_words=("AB!",)), HOT_WORDS),
+    ):
+        decoder = Decoder(decoding, tokenizer)
+        ids, without = decoder(sound_SV)
+        assert tokenizer.decode(ids) == "ab" and tokenizer.decode(without[name]) == "cb"
+        assert "changed 1 of 1 words" in decoder.effects([("ab", {name: "cb"})])[0]
+        assert "changed nothing" in decoder.effects([("ab", {name: "ab"}), ("", {name: ""})])[0]
+    both = Decoder(Decoding(lm=str(tmp_path / "lm.arpa"), hot_words=("ab",)), tokenizer)
+    ids, without = both(sound_SV)
+    assert {name: tokenizer.decode(other) for name, other in without.items()} == {LANGUAGE_MODEL: "ab", HOT_WORDS: "ab"}
+    weak = Decoder(Decoding(hot_words=("ab", "c"), boost=0.1), tokenizer)
+    assert tokenizer.decode(weak(sound_SV)[0]) == "cb"
+    assert weak.effects([("cb", {HOT_WORDS: "cb"})]) == ["hot words: changed nothing; ab 0 ×, c 0 ×"]
+
+
+@needs_kenlm
+def test_a_word_the_language_model_lacks_can_still_be_written(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "lm.arpa").write_text(to_arpa(["ab"], order=2))
+    sound_SV = torch.full((4, 5), 1e-6)
+    for frame, piece in enumerate(["▁", "c", "a", "c"]):
+        sound_SV[frame, tokenizer.pieces.index(piece)] = 1.0
+    ids, _ = Decoder(Decoding(lm=str(tmp_path / "lm.arpa")), tokenizer)(sound_SV.log())
+    assert tokenizer.decode(ids) == "cac"
+
+
+def test_a_narrow_beam_keeps_the_tree_small(tokenizer: Tokenizer) -> None:
+    rows = random_rows(frames=300, vocabulary=5, seed=1)
+    tokens, score = beam.search(rows, beam.Nothing(), width=4)
+    wide, better = beam.search(rows, beam.Nothing(), width=64)
+    assert score <= better + 1e-9 and 50 < len(tokens) < 300
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"beam": 0}, "beam 0; expected 1 to 1000"), ({"lm_weight": -0.1}, "lm_weight -0.1; expected 0 to 10"),
+        ({"lm_weight": float("nan")}, "lm_weight nan"), ({"boost": 51.0}, "boost 51; expected 0 to 50"),
+        ({"unknown_score": 1.0}, "unknown_score 1; expected -100 to 0"), ({"word_score": inf}, "word_score inf"),
+    ],
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:
+    with pytest.raises(DecodingError, match=message):
+        Decoding(**settings)
+
+
+@needs_kenlm
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (to_arpa(["мир"], 2), "none of the language model's 1 words can be written.*'мир'; the model's characters: a"),
+        ("hello\n", "neither an ARPA file nor a KenLM binary: it begins with 'hello'; an ARPA file begins with"),
+        ("", "neither an ARPA file nor a KenLM binary: it begins with ''"),
+        (to_arpa(["ab"], 2).replace("\t", " "), "KenLM cannot read it"),
+        ("mmap lm http://kheafield.com/code format version 5\n\0 and no more", "a KenLM binary without its words"),
+        ("mmap lm http://kheafield.com/code format version 5\n\0 <unk>\0ab\0", "KenLM cannot read it"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_language_model_are_refused(
+    tokenizer: Tokenizer, tmp_path: Path, content: str, message: str
+) -> None:
+    (tmp_path / "lm.arpa").write_text(content)
+    with pytest.raises(DecodingError, match=f"lm.arpa: {message}"):
+        Decoder(Decoding(lm=str(tmp_path / "lm.arpa")), tokenizer)
+
+
+def test_a_missing_file_and_hot_words_in_other_letters_are_refused(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    with pytest.raises(DecodingError, match="none.arpa: No such file or directory; expected an ARPA file"):
+        Decoder(Decoding(lm=str(tmp_path / "none.arpa")), tokenizer)
+    with pytest.raises(DecodingError, match="hot word 'zab' has characters that this model cannot write: 'z'"):
+        Decoder(Decoding(hot_words=("ab", "zab")), tokenizer)
+    with pytest.raises(DecodingError, match="hot word '?!' has no letters".replace("?", r"\?")):
+        Decoder(Decoding(hot_words=("?!",)), tokenizer)
+    assert Decoder(Decoding(hot_words=("A b", "ab", "b")), tokenizer).hot_words == ["a", "b", "ab"]
+
+
+@needs_kenlm
+def test_a_language_model_in_capitals_serves_a_tokenizer_of_small_letters(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "lm.arpa").write_text(to_arpa(["AB", "C"], order=2))
+    lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
+    assert lm.words == ["ab", "c"] and lm.score(lm.start(), "ab")[1] > lm.score(lm.start(), "b")[1]
+
+
+@needs_kenlm
+def test_kenlm_binary_gives_the_scores_of_its_arpa(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """tiny.binary was made by KenLM's build_binary from this model."""
+    (tmp_path / "lm.arpa").write_text(to_arpa(["ab", "ab ab c"], order=2))
+    text, binary = LanguageModel(tmp_path / "lm.arpa", tokenizer), LanguageModel(TINY_BINARY, tokenizer)
+    assert text.words == binary.words == ["ab", "c"]
+    for words in (["ab", "c"], ["c", "ab", "b"]):
+        states = [text.start(), binary.start()]
+        for word in words:
+            (states[0], a), (states[1], b) = text.score(states[0], word), binary.score(states[1], word)
+            assert a == pytest.approx(b)
+        assert text.end(states[0]) == pytest.approx(binary.end(states[1]))
+
+
+TINY_BINARY = Path(__file__).parent / "tiny.binary"

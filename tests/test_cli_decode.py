@@ -1,0 +1,93 @@
+"""The commands lm and align, and the beam search's options of transcribe and evaluate."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import soundfile
+from conftest import RATE, make_corpus, needs_kenlm
+from test_cli import call
+from test_recognizer import save_tiny, speech
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("SPEECH_MTL_SPEAKERS", str(tmp_path / "speakers.db"))
+    soundfile.write(tmp_path / "0.wav", speech(2.0), RATE)
+    (tmp_path / "texts.txt").write_text("Low mid.\n\nhigh low\n")
+    return tmp_path
+
+
+@needs_kenlm
+def test_lm_reads_texts_and_manifests_and_serves_transcribe_and_evaluate(place: Path, model: Path) -> None:
+    cuts = make_corpus(place / "corpus", 2, seed=5)
+    made = call("lm", place / "texts.txt", cuts, "--order", "2", "--out", place / "lm.arpa", "-m", model)
+    assert made.exit_code == 0, made.output
+    assert "2-grams of 3 words from 8 texts" in made.stderr
+    assert (place / "lm.arpa").read_text().startswith("\\data\\\nngram 1=6\n")
+    options = ["--lm", place / "lm.arpa", "--lm-weight", "2", "--beam", "8", "--hot-word", "mid", "--boost", "3"]
+    result = call("transcribe", place / "0.wav", "-m", model, "-f", "json", *options)
+    assert result.exit_code == 0, result.output
+    notes = json.loads(result.stdout)["notes"]
+    assert [note.split(":")[0] for note in notes] == ["language model lm.arpa", "hot words"]
+    assert all(f"0.wav: {note}" in result.stderr for note in notes)
+    scored = call("evaluate", model, cuts, "--out", place / "eval", *options)
+    assert scored.exit_code == 0, scored.output
+    summary = json.loads((place / "eval" / "summary.json").read_text())
+    assert summary["asr"]["decoding"]["lm_weight"] == 2 and summary["asr"]["decoding"]["hot_words"] == ["mid"]
+    assert "language model lm.arpa: changed " in scored.stderr
+    row = json.loads((place / "eval" / "utterances.jsonl").read_text().splitlines()[0])
+    assert set(row["asr"]["without"]) == {"language model", "hot words"}
+
+
+def test_greedy_stays_the_default(place: Path, model: Path) -> None:
+    result = call("transcribe", place / "0.wav", "-m", model, "-f", "json")
+    assert json.loads(result.stdout)["notes"] == []
+    call("evaluate", model, make_corpus(place / "corpus", 1, seed=6), "--out", place / "eval")
+    assert "decoding" not in json.loads((place / "eval" / "summary.json").read_text())["asr"]
+
+
+def test_align_takes_a_text_or_its_file(place: Path, model: Path) -> None:
+    given = call("align", place / "0.wav", "low mid high low", "-m", model)
+    assert given.exit_code == 0, given.output
+    assert [line.split()[4] for line in given.stdout.splitlines()] == ["low", "mid", "high", "low"]
+    from_file = call(
+        "align", place / "0.wav", place / "texts.txt", "-m", model, "-f", "json", "--out", place / "a.json"
+    )
+    assert from_file.exit_code == 0 and from_file.stdout == ""
+    assert json.loads((place / "a.json").read_text())["text"] == "low mid high low"
+
+
+def test_errors_are_one_line(place: Path, model: Path) -> None:
+    (place / "other.arpa").write_text("no model")
+    (place / "latin.txt").write_bytes(b"caf\xe9")
+    cases: list[tuple[int, list[object], str]] = [
+        (1, ["align", place / "0.wav", "low 7", "-m", model], "characters that this model cannot write: '7'"),
+        (1, ["align", place / "0.wav", "mid " * 60, "-m", model], "too long for 2.00 s of audio"),
+        (1, ["align", place / "0.wav", place / "latin.txt", "-m", model], "latin.txt: not a text in UTF-8"),
+        (1, ["align", place / "none.wav", "low", "-m", model], "none.wav: No such file or directory"),
+        (1, ["transcribe", place / "0.wav", "-m", model, "--lm", place / "other.arpa"], "neither an ARPA file nor"),
+        (1, ["transcribe", place / "0.wav", "-m", model, "--lm", place / "none.arpa"], "none.arpa: No such file"),
+        (1, ["transcribe", place / "0.wav", "-m", model, "--hot-word", "Zoë"], "cannot write: 'z', 'ë'"),
+        (1, ["lm", place / "latin.txt", "--out", place / "x.arpa", "-m", model], "neither a text in UTF-8 nor"),
+        (1, ["lm", place / "missing.txt", "--out", place / "x.arpa", "-m", model], "missing.txt: No such file"),
+        (2, ["transcribe", place / "0.wav", "--beam", "0"], "beam 0; expected 1 to 1000"),
+        (2, ["transcribe", place / "0.wav", "--boost", "3"], "--boost has a meaning only with --hot-word"),
+        (2, ["evaluate", model, "x.jsonl", "--lm-weight", "1"], "--lm-weight has a meaning only with --lm FILE"),
+        (2, ["transcribe", "0.wav", "--lm", "x", "--lm-weight", "11"], "lm_weight 11; expected 0 to 10"),
+        (2, ["align", place / "0.wav", "low", "-f", "docx"], "--format docx; accepted: txt, json"),
+        (2, ["lm", place / "texts.txt", "--order", "9", "--out", place / "x.arpa"], "less than or equal to 6"),
+    ]  # fmt: skip
+    (place / "empty.txt").write_text("")
+    cases.append((1, ["lm", place / "empty.txt", "--out", place / "x.arpa", "-m", model], "every text is empty"))
+    for code, arguments, message in cases:
+        result = call(*arguments)
+        assert result.exit_code == code and result.stdout == "", (arguments, result.output)
+        assert message in " ".join(result.stderr.replace("│", " ").split()) and "Traceback" not in result.stderr

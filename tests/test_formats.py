@@ -1,0 +1,121 @@
+"""Every output format, read back by a parser of the field."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import numpy as np
+import pysubs2
+import pytest
+import soundfile
+import webvtt
+from lhotse import SupervisionSegment, SupervisionSet
+from praatio import textgrid
+
+from speech_mtl.audio import AudioError
+from speech_mtl.formats import format_result
+from speech_mtl.recognizer import Result, Segment, Threshold, Word
+
+
+@pytest.fixture
+def result(tmp_path: Path) -> Result:
+    """Three voices; in the last segment the speaker changes between two words; quotes and markup in words."""
+    noise = 0.1 * np.random.default_rng(0).standard_normal(8 * 8000)
+    soundfile.write(tmp_path / "some talk.wav", noise, 8000)
+    first = [Word("hello", 0.25, 0.61, 0.91, "Ann Lee"), Word('<"there">', 0.7, 1.0, 0.3, "Ann Lee")]
+    last = [Word("yes", 5.0, 5.4, 0.8, "bob"), Word("no", 5.4, 5.9, 0.7, "unknown"), Word("well", 6.5, 8.0, 0.6, "bob")]
+    return Result(
+        str(tmp_path / "some talk.wav"), 8.0, Threshold(0.5, "nothing"),
+        [
+            Segment(0.0, 2.0, 'hello <"there">', first, "Ann Lee", 0.8312, "Ann Lee", {}),
+            Segment(2.0, 4.5, "", [], "unknown", None, None, {}),
+            Segment(4.5, 8.0, "yes no well", last, "bob", 0.6, "bob", {}),
+        ],
+        ["clipped: a little"],
+    )  # fmt: skip
+
+
+def words_of(result: Result) -> list[Word]:
+    return [word for segment in result.segments for word in segment.words]
+
+
+def test_srt_in_pysubs2(result: Result) -> None:
+    read = pysubs2.SSAFile.from_string(format_result(result, "srt"), format_="srt", keep_html_tags=True)
+    assert [(line.start, line.end) for line in read] == [(250, 1000), (5000, 8000)]
+    assert [line.text for line in read] == ['[Ann Lee 0.83 ≥ 0.5] hello <"there">', "[bob 0.60 ≥ 0.5] yes no well"]
+
+
+def test_vtt_in_webvtt_py(result: Result) -> None:
+    read = webvtt.from_string(format_result(result, "vtt"))
+    assert [(cue.start, cue.end, cue.voice) for cue in read] == [
+        ("00:00:00.250", "00:00:01.000", "Ann Lee"), ("00:00:05.000", "00:00:08.000", "bob"),
+    ]  # fmt: skip
+    assert read[1].text == "yes no well"
+
+
+def test_rttm_in_lhotse(result: Result, tmp_path: Path) -> None:
+    (tmp_path / "a.rttm").write_text(format_result(result, "rttm"))
+    read = sorted(SupervisionSet.from_rttm(tmp_path / "a.rttm"), key=lambda s: s.start)
+    assert [(s.recording_id, s.start, s.duration, s.speaker) for s in read] == [
+        ("some_talk", 0.0, 2.0, "Ann_Lee"), ("some_talk", 4.5, 3.5, "bob"),
+    ]  # fmt: skip
+
+
+def test_ctm_in_lhotse(result: Result, tmp_path: Path) -> None:
+    (tmp_path / "a.ctm").write_text(format_result(result, "ctm"))
+    whole = SupervisionSet.from_segments([SupervisionSegment("s", "some_talk", 0.0, 8.0, channel=1)])
+    read = next(iter(whole.with_alignment_from_ctm(tmp_path / "a.ctm"))).alignment["word"]
+    assert [(w.symbol, w.start, round(w.end, 3), w.score) for w in read] == [
+        (w.text, w.start_s, w.end_s, w.confidence) for w in words_of(result)
+    ]
+
+
+def test_textgrid_in_praatio(result: Result, tmp_path: Path) -> None:
+    (tmp_path / "a.TextGrid").write_text(format_result(result, "textgrid"), encoding="utf-8")
+    read = textgrid.openTextgrid(str(tmp_path / "a.TextGrid"), includeEmptyIntervals=False)
+    assert read.tierNames == ("Ann Lee", "bob", "unknown") and read.maxTimestamp == 8.0
+    for name in read.tierNames:
+        found = [(entry.label, entry.start, entry.end) for entry in read.getTier(name).entries]
+        assert found == [(w.text, w.start_s, w.end_s) for w in words_of(result) if w.speaker == name]
+    gaps = textgrid.openTextgrid(str(tmp_path / "a.TextGrid"), includeEmptyIntervals=True).getTier("bob").entries
+    assert [entry.start for entry in gaps] == [0.0, 5.0, 5.4, 6.5] and gaps[-1].end == 8.0
+
+
+def test_textgrid_of_no_words_and_of_no_speakers(result: Result, tmp_path: Path) -> None:
+    silent = dataclasses.replace(result, segments=[])
+    nameless = Segment(0.0, 2.0, "hello", [Word("hello", 0.25, 0.6, 0.9, None)], None, None, None, {})
+    for one, words in ((silent, []), (dataclasses.replace(result, segments=[nameless]), ["hello"])):
+        (tmp_path / "a.TextGrid").write_text(format_result(one, "textgrid"))
+        read = textgrid.openTextgrid(str(tmp_path / "a.TextGrid"), includeEmptyIntervals=False)
+        assert [entry.label for entry in read.getTier("words").entries] == words
+
+
+def test_html_holds_the_sound_and_every_word_by_voice_and_loads_nothing(result: Result) -> None:
+    page = format_result(result, "html")
+    assert page.count('src="data:audio/wav;base64,') == 1 and "default-src 'none'" in page
+    assert not re.search(r"(src|href)=\"(?!data:)|https?://|url\(|@import", page)
+    buttons = re.findall(
+        r'<button class="word ([^"]*)" data-start="([^"]*)" data-end="([^"]*)"[^>]*>(.*?)</button>', page
+    )
+    assert [(start, text) for _, start, _, text in buttons] == [
+        ("0.25", "hello"), ("0.7", "&lt;&#34;there&#34;&gt;"), ("5.0", "yes"), ("5.4", "no"), ("6.5", "well"),
+    ]  # fmt: skip
+    assert [style.strip() for style, *_ in buttons] == ["c0", "c0 unsure", "c1", "unknown", "c1"]
+    assert re.findall(r'<input type="checkbox" checked value="([^"]*)">', page) == ["Ann Lee", "bob", "unknown"]
+    assert re.findall(r'data-voice="([^"]*)"', page) == ["Ann Lee", "bob", "unknown", "bob"]
+    assert "score 0.83" in page and "clipped: a little" in page
+
+
+def test_html_of_a_model_that_names_nobody_has_no_boxes(result: Result) -> None:
+    words = [dataclasses.replace(word, speaker=None) for word in result.segments[0].words]
+    segment = Segment(0.0, 2.0, "hello", words, None, None, None, {})
+    page = format_result(dataclasses.replace(result, segments=[segment]), "html")
+    assert "<input" not in page and page.count("<button") == 2
+    assert "No words were recognised" in format_result(dataclasses.replace(result, segments=[]), "html")
+
+
+def test_html_needs_the_recording(result: Result) -> None:
+    with pytest.raises(AudioError, match="samples: the page's sound cannot be read .*expected the file"):
+        format_result(dataclasses.replace(result, audio="samples"), "html")
