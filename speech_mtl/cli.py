@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speech_mtl import __version__, formats
+from speech_mtl.cli_import import import_
 from speech_mtl.terminal import fail, for_each_file, guarded, note, progress
 
 if TYPE_CHECKING:
@@ -159,6 +160,9 @@ def train_(
     except KeyboardInterrupt:
         saved = (out / "training" / "state.pt").is_file()
         fail("interrupted; run again with --resume" if saved else "interrupted before anything was saved", 130)
+
+
+app.command("import")(import_)
 
 
 @app.command("compare")

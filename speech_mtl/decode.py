@@ -53,7 +53,7 @@ def words(tokens: list[Token], pieces: list[str], frame_s: float) -> list[Word]:
     for token in tokens:
         if pieces[token.id].startswith(WORD_MARK) or not groups:
             groups.append([])
-        if pieces[token.id] != WORD_MARK:
+        if pieces[token.id] not in ("", WORD_MARK):
             groups[-1].append(token)
     result = []
     for group in filter(None, groups):

@@ -22,7 +22,8 @@ from speech_mtl.cli import app
 from speech_mtl.data import read_cuts
 
 COMMANDS = [
-    "prepare", "inspect", "train", "evaluate", "transcribe", "identify", "verify", "enroll", "speakers", "demo",
+    "prepare", "inspect", "train", "import", "evaluate", "transcribe", "identify", "verify", "enroll", "speakers",
+    "demo",
 ]  # fmt: skip
 
 
