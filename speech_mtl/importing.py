@@ -177,7 +177,7 @@ def recipe_lines(config: Config) -> list[str]:
         changed = {name: value for name, value in section if value != type(section).model_fields[name].default}
         if changed:
             lines += [f"[{title}]", *(f"{name} = {json.dumps(value)}" for name, value in changed.items()), ""]
-    return lines
+    return [*lines, "[tasks.asr]", 'type = "asr"', "intermediate = 0  # no loss at a block that never had one", ""]
 
 
 def _card(source: Source, config: Config, model: SpeechModel) -> str:
