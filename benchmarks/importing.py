@@ -13,7 +13,6 @@ model and runs 60 s once; the bar is 1.1 times the weights and 1 GB.
 from __future__ import annotations
 
 import argparse
-import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +30,7 @@ from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models
 
 from speech_mtl.checkpoint import load_model
+from speech_mtl.compare.cost import own_peak_mb
 from speech_mtl.importing import import_model
 
 SIZES = {"110M": (17, 512), "0.6B": (24, 1024)}  # blocks and width, as published
@@ -96,7 +96,7 @@ def peak_memory(name: str, folder: Path) -> None:
     """Print the peak resident memory in MB of loading and running one engine; a process of its own."""
     network = ENGINES[name](folder)
     network(torch.randn(1, 100 * DURATIONS_S[-1], 80), torch.tensor([100 * DURATIONS_S[-1]]))
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000)
+    print(own_peak_mb())
 
 
 def main() -> None:
@@ -120,7 +120,7 @@ def main() -> None:
             folder = Path(temporary)
             write_checkpoint(folder, *SIZES[size])
             import_model(folder, folder / "imported")
-            weights_mb = (folder / "model.safetensors").stat().st_size / 1e6
+            weights_mb = (folder / "model.safetensors").stat().st_size / 2**20
             times = measure(folder, args.rounds, time.process_time if args.cpu_time else time.perf_counter)
             cells = []
             for duration_s in DURATIONS_S:
@@ -132,7 +132,7 @@ def main() -> None:
                 command = [sys.executable, __file__, "--threads", str(args.threads), "--memory-of", name, temporary]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 peaks.append(f"{float(done.stdout.split()[-1]):.0f} MB")
-            bar = f"{1.1 * weights_mb + 1000:.0f} MB"
+            bar = f"{1.1 * weights_mb + 1024:.0f} MB"
             table.add_row(size, *cells, f"{weights_mb:.0f} MB", ", ".join(peaks), bar)
     Console(width=200).print(table)
 
