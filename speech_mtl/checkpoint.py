@@ -13,10 +13,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import torch
 from safetensors.torch import load_file, save_file
 
-from speech_mtl.config import ConfigError, parse_config
+from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
@@ -80,14 +81,31 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Speech
         raise CheckpointError(str(error)) from None
     has_text = any(task.type == "asr" for task in config.tasks.values())
     tokenizer = Tokenizer.load(folder / TOKENIZER, config.text) if has_text else None
-    model = SpeechModel(config, tokenizer, _read_json(folder / LABELS))
+    model = empty_model(config, tokenizer, _read_json(folder / LABELS))
+    check_memory(4 * sum(value.numel() for value in model.state_dict().values()), f"{folder}: loading the model")
     load_weights(model, load_file(folder / WEIGHTS), f"{folder}/{WEIGHTS}")
     model.fingerprint = described["files"][WEIGHTS][:16]
     return model.to(device).eval()
 
 
-def load_weights(model: SpeechModel, weights: dict[str, torch.Tensor], origin: str) -> None:
-    """Copy weights into the model; names and shapes must agree. Raises CheckpointError."""
+def empty_model(config: Config, tokenizer: Tokenizer | None, labels: dict[str, list[str]]) -> SpeechModel:
+    """A model whose weights have shapes and types but take no memory and no time to draw; see `load_weights`."""
+    with torch.device("meta"):
+        return SpeechModel(config, tokenizer, labels)
+
+
+def check_memory(needed: int, what: str) -> None:
+    """Raises CheckpointError where fewer bytes are available: better than a machine that stands still."""
+    if needed > (available := psutil.virtual_memory().available):
+        raise CheckpointError(f"{what} needs {needed / 1e9:.1f} GB of memory, {available / 1e9:.1f} GB are available")
+
+
+def load_weights(model: SpeechModel, weights: dict[str, torch.Tensor], origin: str, convert: bool = True) -> None:
+    """Make the tensors the model's own; names and shapes must agree. Raises CheckpointError.
+
+    A tensor of the right type is used where it lies, so that a mapped file is read as its parts are needed and takes no
+    second place in memory. Without `convert` each keeps its type, to be stored and not to be run.
+    """
     expected = model.state_dict()
     missing, extra = sorted(expected.keys() - weights.keys()), sorted(weights.keys() - expected.keys())
     if missing or extra:
@@ -96,7 +114,16 @@ def load_weights(model: SpeechModel, weights: dict[str, torch.Tensor], origin: s
         if value.shape != expected[name].shape:
             shapes = f"{tuple(value.shape)}, the config asks for {tuple(expected[name].shape)}"
             raise CheckpointError(f"{origin}: {name} has shape {shapes}")
-    model.load_state_dict(weights)
+    if convert:
+        weights = {name: _like(value, expected[name]) for name, value in weights.items()}
+    model.load_state_dict(weights, assign=True)
+
+
+def _like(value: torch.Tensor, expected: torch.Tensor) -> torch.Tensor:
+    """The value in the expected type and order of memory (channels last, for some); itself where it has both."""
+    if value.dtype == expected.dtype and value.stride() == expected.stride():
+        return value
+    return torch.empty_like(expected, device=value.device).copy_(value)
 
 
 def _sha256(path: Path) -> str:

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from speech_mtl import __version__, cli_decode, formats
+from speech_mtl.cli_import import import_
 from speech_mtl.cli_options import (
     BeamWidth,
     Boost,
@@ -136,6 +137,9 @@ def train_(
     except KeyboardInterrupt:
         saved = (out / "training" / "state.pt").is_file()
         fail("interrupted; run again with --resume" if saved else "interrupted before anything was saved", 130)
+
+
+app.command("import")(import_)
 
 
 @app.command("compare")

@@ -203,7 +203,7 @@ class TrainConfig(Section):
     """Exponential moving average of the weights, the ones evaluated and kept; 0 keeps the last weights."""
     precision: Literal["no", "bf16"] = "no"
     init: str = ""
-    """A model folder to start from: the weights whose names and shapes agree are taken."""
+    """A model folder to start from: its tokenizer is taken, and the weights whose names and shapes agree."""
     freeze: list[str] = []
     """Parts that are not trained, by the beginning of their weights' names, such as ["encoder", "tasks.asr"]."""
     select: str = "mean"

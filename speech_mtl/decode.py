@@ -98,7 +98,7 @@ def words(tokens: list[Token], pieces: list[str], frame_s: float, limit_s: float
     for token in tokens:
         if pieces[token.id].startswith(WORD_MARK) or not groups:
             groups.append([])
-        if pieces[token.id] != WORD_MARK:
+        if pieces[token.id] not in ("", WORD_MARK):
             groups[-1].append(token)
     groups = [group for group in groups if group]
     result = []

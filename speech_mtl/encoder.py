@@ -190,7 +190,7 @@ class RelativeAttention(nn.Module):
         self.head_dim = D // config.n_heads
         self.qkv_proj = Linear(D, 3 * D, bias=config.attention_bias)
         self.out_proj = Linear(D, D, bias=config.attention_bias)
-        self.position_proj = nn.Linear(D, D, bias=False)
+        self.position_proj = Linear(D, D, bias=False)
         self.bias_u = nn.Parameter(torch.zeros(self.n_heads, 1, self.head_dim))
         self.bias_v = nn.Parameter(torch.zeros(self.n_heads, 1, self.head_dim))
 
@@ -206,7 +206,7 @@ class RelativeAttention(nn.Module):
         B, S, D = x_BSD.shape
         qkv = self.qkv_proj(x_BSD).view(B, S, 3, self.n_heads, self.head_dim)
         q_BHSd, k_BHSd, v_BHSd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        r_HdP = self.position_proj(positions).view(-1, self.n_heads, self.head_dim).permute(1, 2, 0)
+        r_HdP = self.position_proj(positions[None]).view(-1, self.n_heads, self.head_dim).permute(1, 2, 0)
         scale = 1 / math.sqrt(self.head_dim)
         bias_BHSS = relative_shift(((q_BHSd + self.bias_v) * scale) @ r_HdP)
         if mask_BS is not None:

@@ -43,7 +43,10 @@ class Tokenizer:
 
     def __init__(self, tokenizer: HFTokenizer, config: TextConfig):
         self._tokenizer, self.config = tokenizer, config
-        self.pieces: list[str] = [piece for piece, _ in sorted(tokenizer.get_vocab().items(), key=lambda kv: kv[1])]
+        # an imported tokenizer's special tokens, such as <unk>, stand for no text
+        special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+        vocab = sorted(tokenizer.get_vocab().items(), key=lambda kv: kv[1])
+        self.pieces: list[str] = ["" if piece in special else piece for piece, _ in vocab]
         self.blank = len(self.pieces)
 
     def __len__(self) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,15 @@ needs_kenlm = pytest.mark.skipif(
 RATE = 16000
 WORDS = {"low": 300.0, "mid": 700.0, "high": 1500.0}
 SPEAKERS = {"ann": 1.0, "bob": 1.17, "cid": 1.35}
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """For tests of networks so small that two threads mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,14 @@ import torch
 from conftest import tiny_model
 from safetensors.torch import load_file, save_file
 
-from speech_mtl.checkpoint import CheckpointError, load_model, save_model, write_atomically
+from speech_mtl.checkpoint import (
+    CheckpointError,
+    empty_model,
+    load_model,
+    load_weights,
+    save_model,
+    write_atomically,
+)
 from speech_mtl.config import Config
 
 
@@ -29,6 +36,8 @@ def test_round_trip(folder: Path, tiny_config: Config) -> None:
     original, loaded = tiny_model(tiny_config), load_model(folder)
     assert torch.equal(outputs(original), outputs(loaded))
     assert loaded.config == tiny_config and loaded.labels == original.labels and not loaded.training
+    ours, theirs = original.state_dict(), loaded.state_dict()
+    assert all(theirs[name].stride() == value.stride() for name, value in ours.items())  # channels last stays so
     assert len(loaded.fingerprint) == 16 and (folder / "README.md").read_text() == "# card\n"
 
 
@@ -64,13 +73,22 @@ def test_another_format_and_an_unknown_key(folder: Path) -> None:
 
 
 def test_tensors_that_do_not_fit_the_config(folder: Path, tiny_config: Config) -> None:
-    from speech_mtl.checkpoint import load_weights
-
     model, weights = tiny_model(tiny_config), load_file(folder / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"missing tensors \['tasks.asr.linear.bias'\]"):
         load_weights(model, {k: v for k, v in weights.items() if k != "tasks.asr.linear.bias"}, "x")
     with pytest.raises(CheckpointError, match=r"has shape \(1,\), the config asks for"):
         load_weights(model, weights | {"tasks.asr.linear.bias": torch.zeros(1)}, "x")
+
+
+def test_weights_of_the_right_type_are_used_where_they_lie(folder: Path, tiny_config: Config) -> None:
+    """So a mapped file takes no second place in memory; a model awaiting them takes none before."""
+    waiting = empty_model(tiny_config, tiny_model(tiny_config).tokenizer, tiny_model(tiny_config).labels)
+    assert all(parameter.is_meta for parameter in waiting.parameters())
+    weights = load_file(folder / "model.safetensors")
+    load_weights(waiting, weights, "x")
+    name = "encoder.blocks.0.feed_forward1.linear1.weight"
+    assert waiting.state_dict()[name].data_ptr() == weights[name].data_ptr()
+    assert torch.equal(outputs(waiting.eval()), outputs(tiny_model(tiny_config)))
 
 
 def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:

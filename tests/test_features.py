@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from speech_mtl.config import AugmentConfig, FeatureConfig
-from speech_mtl.features import LOG_FLOOR, LogMel, SpecAugment, frame_mask
+from speech_mtl.features import LOG_FLOOR, LogMel, SpecAugment, frame_mask, mel_filters
 
 
 def test_log_mel_equals_librosa() -> None:
@@ -22,6 +22,13 @@ def test_log_mel_equals_librosa() -> None:
     )  # fmt: skip
     assert lengths.tolist() == [100]
     np.testing.assert_allclose(ours[0].numpy(), np.log(theirs.T[:100] + LOG_FLOOR), atol=2e-3)
+
+
+@pytest.mark.parametrize(("n_mels", "f_max_hz"), [(80, 8000.0), (128, 8000.0), (64, 4000.0), (10, 900.0)])
+def test_mel_filters_equal_librosas(n_mels: int, f_max_hz: float) -> None:
+    """To single precision, also where a triangle is low: log features show the relative error."""
+    theirs = librosa.filters.mel(sr=16000, n_fft=512, n_mels=n_mels, fmax=f_max_hz, dtype=np.float64)
+    np.testing.assert_allclose(mel_filters(512, n_mels, 16000, f_max_hz).numpy(), theirs.T, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("normalize", ["corpus", "utterance"])
