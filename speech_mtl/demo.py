@@ -17,6 +17,7 @@ from rich.table import Table
 from speech_mtl.metrics import error_rates, word_errors
 from speech_mtl.recognizer import Recognizer, Result, Segment
 from speech_mtl.report.demo import write_demo_page
+from speech_mtl.speakers import UNKNOWN, is_unknown
 
 DATA = Path(__file__).parent / "demo_data"
 
@@ -56,7 +57,7 @@ def compare(result: Result, truth: list[dict[str, Any]]) -> dict[str, Any]:
     for turn, own in zip(truth, matched, strict=True):
         words += len(turn["text"].split())
         longest = max(own, key=lambda s: s.end_s - s.start_s, default=None)
-        named += len(turn["text"].split()) * (longest is not None and longest.speaker == turn["speaker"])
+        named += len(turn["text"].split()) * (longest is not None and is_right(longest.speaker, turn["speaker"]))
     views = []
     for segment in segments:
         turn = next(t for t, own in zip(truth, matched, strict=True) if segment in own)
@@ -69,6 +70,11 @@ def compare(result: Result, truth: list[dict[str, Any]]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def is_right(speaker: str | None, true_speaker: str) -> bool:
+    """Whether a segment's speaker is the true one; every 'unknown n' is right for a stranger."""
+    return speaker == true_speaker or (true_speaker == UNKNOWN and speaker is not None and is_unknown(speaker))
+
+
 def _show(result: dict[str, Any], page: Path) -> None:
     console = Console()
     table = Table(title=f"{result['audio']}: {result['duration_s']:.0f} s, four voices, three of them enrolled")
@@ -76,7 +82,7 @@ def _show(result: dict[str, Any], page: Path) -> None:
         table.add_column(column)
     for segment in result["segments"]:
         truth = segment["truth"]
-        right = segment["speaker"] == truth["speaker"] and segment["text"] == truth["text"]
+        right = is_right(segment["speaker"], truth["speaker"]) and segment["text"] == truth["text"]
         said = "✓" if right else f"{truth['speaker']}: {truth['text']}"
         score = "" if segment["score"] is None else f"{segment['score']:.2f}"
         time = f"{segment['start_s']:5.1f}–{segment['end_s']:.1f}"

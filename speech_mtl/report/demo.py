@@ -69,7 +69,9 @@ def _segment_view(segment: dict[str, Any]) -> dict[str, Any]:
     truth = segment.get("truth")
     view = {**segment, "speaker": _name(segment), "score": segment.get("score"), "truth": truth}
     if truth:
-        view["named_rightly"] = (truth.get("speaker") or "unknown") == view["speaker"]
+        # a stranger is 'unknown' in the truth and 'unknown 1', 'unknown 2', ... in a transcript
+        true_speaker = truth.get("speaker") or "unknown"
+        view["named_rightly"] = true_speaker in (view["speaker"], view["speaker"].rstrip("0123456789 "))
         view["pairs"] = align(truth.get("text") or "", segment["text"])
     return view
 
