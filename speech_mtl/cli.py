@@ -36,6 +36,7 @@ Cosine = Annotated[
     float | None,
     typer.Option("--threshold", min=-1, max=1, help="Cosine below which a voice is unknown; the model's if not given."),
 ]  # fmt: skip
+Count = Annotated[int | None, typer.Option("--speakers", min=1, help="Number of voices; found out if not given.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 
 
@@ -77,7 +78,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 @app.command("prepare")
 @guarded
 def prepare_(
-    corpus: Annotated[str, typer.Argument(help="fsdd, an4, speechocean762, librispeech, kaldi, jsonl or synthetic.")],
+    corpus: Annotated[
+        str, typer.Argument(help="fsdd, an4, speechocean762, librispeech, kaldi, jsonl, synthetic or conversations.")
+    ],
     source: Annotated[Path | None, typer.Option(help="Folder or file that holds the corpus.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the manifests; data/CORPUS if not given.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the corpus from its public address.")] = False,
@@ -211,6 +214,10 @@ def evaluate_(
         list[str] | None, typer.Option(help="Enrolment cuts for speakers that were not trained on; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; MODEL/eval if not given.")] = None,
+    conversations: Annotated[
+        bool, typer.Option("--conversations", help="Score who said what: cuts with an utterance a supervision.")
+    ] = False,
+    count: Count = None,
     device: Device = "cpu",
 ) -> None:
     """Score a model: a table here; summary.json, utterances.jsonl and report.html in a folder.
@@ -219,6 +226,13 @@ def evaluate_(
     Example: speech-mtl evaluate runs/an4 data/an4/test.jsonl.gz --enroll data/an4/test_enroll.jsonl.gz --out eval
     """
     out = out or model / "eval"
+    if conversations:
+        from speech_mtl.cli_conversations import evaluate as evaluate_conversations
+
+        evaluate_conversations(model, manifests, enroll, out, count)
+        return
+    if count is not None:
+        raise typer.BadParameter("--speakers goes with --conversations")
     bad: list[str] = []
     with progress("loading the model"):
         from speech_mtl.checkpoint import CheckpointError, load_model
@@ -264,6 +278,7 @@ def transcribe(
     model: Model = None,
     db: Db = None,
     threshold: Cosine = None,
+    count: Count = None,
     device: Device = "cpu",
 ) -> None:
     """Who said what: text, times and enrolled speakers. json gives one object a line.
@@ -281,7 +296,7 @@ def transcribe(
     recognizer = _with_remarks(_recognizer(model, db, threshold, device))
 
     def work(file: Path, show: Callable[[float], None]) -> None:
-        result = recognizer.transcribe(file, on_progress=show)
+        result = recognizer.transcribe(file, on_progress=show, speakers=count)
         for remark in result.notes:
             note(f"{file}: {remark}")
         text = formats.format_result(result, fmt)
@@ -342,18 +357,28 @@ def verify(
 @app.command("enroll")
 @guarded
 def enroll(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Recordings of this voice alone.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="With --from: the voice's name in the transcript.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES...", help="Recordings of this voice alone; with --from: its new name."),
+    ],
+    transcript: Annotated[
+        Path | None, typer.Option("--from", metavar="RESULT.json", help="Enrol a voice of this transcript.")
+    ] = None,
     model: Model = None,
     db: Db = None,
 ) -> None:
-    """Enrol recordings of a speaker, beside those enrolled before.
+    """Enrol recordings of a speaker, beside those enrolled before; or give a voice of a transcript its name.
 
     \b
     Example: speech-mtl enroll alice alice-1.wav alice-2.wav alice-3.wav
+             speech-mtl enroll --from result.json "unknown 1" alice
     """
     from speech_mtl.speakers import SpeakerDatabaseError, checked_name
 
+    if transcript is not None and len(files) != 1:
+        raise typer.BadParameter(f"--from takes a voice and its new name, {1 + len(files)} words given")
+    voice, name = name, str(files[0]) if transcript is not None else name
     try:
         name = checked_name(name)
     except SpeakerDatabaseError as error:
@@ -361,6 +386,11 @@ def enroll(
     recognizer = _recognizer(model, db)
     database = recognizer.database  # a wrong one is refused before any recording is read
     try:
+        if transcript is not None:
+            from speech_mtl.cli_conversations import enroll_from
+
+            enroll_from(recognizer, transcript, voice, name)
+            return
         for_each_file("enrolling", files, lambda file, show: recognizer.enroll(name, [file]))
     finally:
         note(f"{name}: {database.counts().get(name, 0)} utterances enrolled in {database.path}")
