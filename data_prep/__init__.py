@@ -1,12 +1,13 @@
 """Corpora on disk -> lhotse CutSets: ``prepare(corpus, source, out)`` writes ``out/{split}.jsonl.gz``, one per split.
 
-Every cut has exactly one supervision with the labels the corpus knows: text, speaker, gender, language, and in its
-``custom`` dictionary the corpus and further labels; a label the corpus lacks is absent. What was left out is printed
-by reason and listed in ``out/left_out.jsonl``.
+Every cut has exactly one supervision (a conversation's one an utterance) with the labels the corpus knows: text,
+speaker, gender, language, and in its ``custom`` dictionary the corpus and further labels; a label the corpus lacks is
+absent. What was left out is printed by reason and listed in ``out/left_out.jsonl``.
 
 A new corpus is one module with ``prepare(source: Path, **options) -> Prepared`` and one line in CORPORA. Where it has
 a public address the module also has ``archives(**options) -> list[Archive]``; where it writes its own audio (no
-``--source`` needed) it sets ``GENERATES = True`` and gets the folder to write to as ``source``.
+``--source`` needed) it sets ``GENERATES = True`` and gets the folder to write to as ``source``; where it writes audio
+made from its source, its ``prepare`` takes that folder as ``audio``.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ CORPORA: dict[str, str] = {
     "kaldi": "data_prep.kaldi",
     "jsonl": "data_prep.jsonl",
     "synthetic": "data_prep.synthetic",
+    "conversations": "data_prep.conversations",
 }
 
 
@@ -53,6 +55,8 @@ def prepare(corpus: str, source: Path | None, out: Path, *, download: bool = Fal
         source = out / "audio"
     elif not Path(source).exists() and not getattr(module, "GENERATES", False):
         raise PrepareError(f"source {source}: no such file or folder")
+    if "audio" in inspect.signature(module.prepare).parameters:
+        options["audio"] = out / "audio"
     write(corpus, module.prepare(Path(source), **options), out)
     return out
 
@@ -69,7 +73,7 @@ def load(corpus: str) -> ModuleType:
 def options_of(corpus: str) -> dict[str, inspect.Parameter]:
     """The extra options of a corpus, by name: what its prepare() takes after the source, with types and defaults."""
     parameters = inspect.signature(load(corpus).prepare, eval_str=True).parameters
-    return {name: parameter for name, parameter in parameters.items() if name != "source"}
+    return {name: parameter for name, parameter in parameters.items() if name not in ("source", "audio")}
 
 
 def _checked(corpus: str, options: dict[str, Any]) -> dict[str, Any]:

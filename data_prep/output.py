@@ -92,20 +92,25 @@ def split_table(corpus: str, splits: dict[str, list[MonoCut]], out: Path) -> Tab
         table.add_column(column, justify="right")
     table.add_column("labels (utterances that carry them)")
     for split, cuts in splits.items():
-        speakers = {cut.supervisions[0].speaker for cut in cuts} - {None}
+        speakers = {supervision.speaker for cut in cuts for supervision in cut.supervisions} - {None}
         hours = sum(cut.duration for cut in cuts) / 3600
         labels = ", ".join(f"{label} {count}" for label, count in label_counts(cuts).items())
-        table.add_row(split, str(len(speakers)), str(len(cuts)), f"{hours:.2f}", labels or "no file written")
+        table.add_row(
+            split,
+            str(len(speakers)),
+            str(sum(len(cut.supervisions) for cut in cuts)),
+            f"{hours:.2f}",
+            labels or "no file written",
+        )
     return table
 
 
 def label_counts(cuts: Iterable[MonoCut]) -> Counter[str]:
     """How many utterances carry each label; word times count as the label 'word times'."""
     counts: Counter[str] = Counter()
-    for cut in cuts:
-        supervision = cut.supervisions[0]
+    for supervision in (supervision for cut in cuts for supervision in cut.supervisions):
         counts.update(name for name in ("text", "speaker", "gender", "language") if getattr(supervision, name))
-        counts.update(name for name in supervision.custom if name != "corpus")
+        counts.update(name for name in supervision.custom or {} if name != "corpus")
         counts.update(["word times"] if supervision.alignment else [])
     return counts
 

@@ -2,14 +2,14 @@
 
     result = align(Recognizer.from_pretrained(), "meeting.wav", "what was said")
 
-A long recording is heard in pieces, as for a transcription; their log-probabilities are joined and the text is laid
+A long recording is heard in windows, as for a transcription; their log-probabilities are joined and the text is laid
 along all of them by forced alignment, so that the text needs no cutting. Who speaks is not asked. The memory that an
 alignment takes grows with the square of the length.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,13 @@ import torch
 from torch import Tensor
 
 from speech_mtl import decode
-from speech_mtl.audio import as_mono, is_silent, level_note, load_audio, split_at_silences
+from speech_mtl.audio import Audio, Level, open_sound
 from speech_mtl.language import DecodingError
-from speech_mtl.recognizer import Audio, Recognizer, Result, Segment, Word, asr_of
+from speech_mtl.model import SpeechModel
+from speech_mtl.recognizer import Recognizer, Result, Segment, Word, asr_of, watched
+from speech_mtl.tasks.asr import ASR
 from speech_mtl.text import Tokenizer, normalize
+from speech_mtl.windows import cores
 
 DOUBTFUL = 0.01
 """Confidence below which a word is hardly in the sound."""
@@ -46,23 +49,22 @@ def align(
     """
     asr = asr_of(recognizer.model)
     ids = _tokens(text, asr.tokenizer)
-    rate = recognizer.sample_rate
-    name = "samples" if isinstance(audio, tuple) else str(audio)
-    samples = as_mono(*audio, rate) if isinstance(audio, tuple) else load_audio(audio, rate)
-    pieces = list(_heard(recognizer, asr.name, samples, on_progress))
-    if not pieces:
+    sound, level = open_sound(audio, recognizer.sample_rate), Level()
+    name = sound.name
+    pieces = list(_heard(recognizer.model, asr, watched(sound, level, on_progress)))
+    duration_s = round(level.samples / recognizer.sample_rate, 3)
+    if level.is_silent or not pieces:
         raise DecodingError(f"{name}: digital silence; there is nothing to align a text with")
     try:
         tokens = decode.align(torch.cat([piece.log_probs_SV for piece in pieces]), ids)
     except ValueError as error:
-        raise DecodingError(f"{name}: the text is too long for {len(samples) / rate:.2f} s of audio: {error}") from None
+        raise DecodingError(f"{name}: the text is too long for {duration_s:.2f} s of audio: {error}") from None
     frames = sum(len(piece.log_probs_SV) for piece in pieces)
     words = decode.words(tokens, asr.tokenizer.pieces, asr.frame_s, frames * asr.frame_s)
-    notes = [note] if (note := level_note(samples)) else []
+    notes = [level.note] if level.note else []
     if doubtful := sum(word.confidence < DOUBTFUL for word in words):
         notes.append(f"{doubtful} of {len(words)} words are hardly in the sound; does the text belong to it?")
-    segments = _segments(words, pieces, asr.frame_s)
-    return Result(name, round(len(samples) / rate, 3), recognizer.threshold, segments, notes)
+    return Result(name, duration_s, recognizer.threshold, _segments(words, pieces, asr.frame_s), notes)
 
 
 def _tokens(text: str, tokenizer: Tokenizer) -> list[int]:
@@ -79,21 +81,11 @@ def _tokens(text: str, tokenizer: Tokenizer) -> list[int]:
     return tokenizer.encode(written)
 
 
-def _heard(
-    recognizer: Recognizer, task: str, samples: np.ndarray, on_progress: Callable[[float], None]
-) -> Iterator[Piece]:
-    """The pieces of samples (N,) that are not digital silence."""
-    model, rate = recognizer.model, recognizer.sample_rate
-    device = next(model.parameters()).device
-    for start, end in split_at_silences(samples, rate):
-        if not is_silent(samples[start:end]):
-            audio_1N = torch.from_numpy(samples[None, start:end]).to(device)
-            with torch.inference_mode():
-                shared = model.trunk(audio_1N, torch.tensor([end - start], device=device))
-                output = model.head(task, shared)
-            log_probs_SV = output["log_probs"][0, : int(output["lengths"][0])].cpu()
-            yield Piece(start / rate, end / rate, log_probs_SV)
-        on_progress(end / len(samples))
+def _heard(model: SpeechModel, asr: ASR, blocks: Iterable[np.ndarray]) -> Iterator[Piece]:
+    """The windows of the recording, without its digital silence."""
+    for core, _ in cores(model, blocks, asr.name, []):
+        start_s = core.start * asr.frame_s
+        yield Piece(start_s, start_s + len(core.log_probs_SV) * asr.frame_s, core.log_probs_SV)
 
 
 def _segments(words: list[decode.Word], pieces: list[Piece], frame_s: float) -> list[Segment]:

@@ -1,23 +1,27 @@
 """Audio files to samples: any file libsndfile reads -> float32 mono (N,) at the model's rate, or an AudioError.
 
-Imports neither torch nor librosa: a bad file is refused before anything heavy is loaded.
+`open_sound` reads a recording of any length from front to back in blocks, `load_audio` all of it; both give the same
+samples. Imports neither torch nor librosa: a bad file is refused before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
 import re
-from math import gcd
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from math import ceil, gcd
 from pathlib import Path
 
 import numpy as np
 import soundfile
 
+Audio = str | Path | tuple[np.ndarray, int]
+"""A file, or samples (N,) or (N, channels) with their rate in Hz."""
+
 MIN_DURATION_S = 0.1
 """Shorter sounds have too few frames for a text or a voice."""
-MAX_SEGMENT_S = 30.0
-"""Longer recordings are cut at silences: memory stays flat, and training saw no longer utterance."""
-MIN_PAUSE_S = 0.5
-"""Where a longer recording is cut; within a sentence pauses are mostly shorter."""
+BLOCK_S = 30.0
+"""What is read of a recording at a time."""
 CLIPPED_SHARE = 0.001
 """Share of the samples at full scale from which a recording is said to be clipped."""
 SILENCE_PEAK_TO_PEAK = 2 / 32768
@@ -26,15 +30,52 @@ STREAMED_BYTES = 0x7FFFF000
 """Recorders that write to a pipe do not know the length yet and promise at least this many bytes."""
 LARGEST_KERNEL = 16_000_000
 """Taps torchaudio's resampler may hold (64 MB); it holds one filter for every phase of the rates' ratio."""
+FILTER_ZEROS = 6
+"""Zero crossings of torchaudio's resampling filter to either side."""
 
 
 class AudioError(ValueError):
     """A recording that cannot be used; the message names the file, the value found and what would be accepted."""
 
 
+@dataclass(frozen=True)
+class Sound:
+    """A recording that is read once, from front to back. Reading its blocks raises AudioError."""
+
+    name: str
+    samples: int
+    """How many there will be at the model's rate; the header's promise, which in MP3 files is an estimate."""
+    blocks: Iterator[np.ndarray]
+    """float32 mono (N,) at the model's rate."""
+
+
+def open_sound(audio: Audio, sample_rate: int) -> Sound:
+    """A recording to be read in blocks at `sample_rate` in Hz, channels averaged. Raises AudioError."""
+    if isinstance(audio, tuple):
+        samples, rate = _checked(*audio, "samples")
+        name, promised, blocks = "samples", len(samples), _slices(samples, rate)
+    else:
+        name, path = str(audio), Path(audio)
+        file = _opened(path)
+        rate, promised, blocks = file.samplerate, file.frames, _read(path, file)
+    mono = _mono(blocks, rate, name)
+    return Sound(name, ceil(promised * sample_rate / rate), resampled(mono, rate, sample_rate))
+
+
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     """The recording's samples as float32 mono (N,) at `sample_rate` in Hz, channels averaged. Raises AudioError."""
-    path = Path(path)
+    return np.concatenate(list(open_sound(path, sample_rate).blocks))
+
+
+def as_mono(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
+    """Samples (N,) or (N, channels) at `rate` Hz -> checked float32 (N,) at `sample_rate` Hz. Raises AudioError.
+
+    Signed integers are taken as PCM of their width.
+    """
+    return np.concatenate(list(open_sound((samples, rate), sample_rate).blocks))
+
+
+def _opened(path: Path) -> soundfile.SoundFile:
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -43,56 +84,77 @@ def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
         found = "is a folder" if path.is_dir() else "is empty (0 bytes)"
         raise AudioError(f"{path}: {found}; expected an audio file")
     try:
-        with soundfile.SoundFile(path) as file:
-            promised, header, rate = file.frames, file.extra_info, file.samplerate
-            samples_NC = file.read(dtype="float32", always_2d=True)
-            if file.format == "MP3":  # the number of samples is an estimate there
-                promised = int(0.95 * promised)
+        file = soundfile.SoundFile(path)
     except (RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors; TypeError: .raw, without a header
-        reason = str(error).strip().splitlines()[0].removesuffix(": ''")
-        kinds = "a complete file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...)"
-        raise AudioError(f"{path}: not readable as audio or damaged ({reason}); expected {kinds}") from None
-    _check_complete(path, len(samples_NC), promised, header)
-    return as_mono(samples_NC, rate, sample_rate, str(path))
+        raise _unreadable(path, error) from None
+    for promised, found in re.findall(r":\s*(\d+) \(should be (\d+)\)", file.extra_info):
+        # libsndfile shortens `frames` of most formats to what is there and notes the difference in its log only;
+        # some writers miscount the header's own bytes, hence the 64
+        if int(found) + 64 < int(promised) < STREAMED_BYTES:
+            file.close()
+            raise AudioError(f"{path}: truncated: the header promises {promised} bytes, the file holds {found}")
+    return file
 
 
-def _check_complete(path: Path, found: int, promised: int, header: str) -> None:
-    """Raise AudioError where the header promises more than the file holds.
-
-    libsndfile shortens `frames` of most formats to what is there and notes the difference in its log only.
-    """
+def _read(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+    """(N, channels) at the file's rate, block by block; raises AudioError where the file breaks off."""
+    found = 0
+    with file:
+        # the number of samples is an estimate in MP3 files
+        promised = int(0.95 * file.frames) if file.format == "MP3" else file.frames
+        while True:
+            try:
+                samples_NC = file.read(round(BLOCK_S * file.samplerate), dtype="float32", always_2d=True)
+            except RuntimeError as error:
+                raise _unreadable(path, error, found / file.samplerate) from None
+            if not len(samples_NC):
+                break
+            found += len(samples_NC)
+            yield samples_NC
     if found < promised:
         raise AudioError(f"{path}: truncated: the header promises {promised} samples, {found} can be read")
-    for size, actual in re.findall(r":\s*(\d+) \(should be (\d+)\)", header):
-        # some writers miscount the header's own bytes, hence the 64
-        if int(actual) + 64 < int(size) < STREAMED_BYTES:
-            raise AudioError(f"{path}: truncated: the header promises {size} bytes, the file holds {actual}")
 
 
-def as_mono(samples: np.ndarray, rate: int, sample_rate: int, name: str = "samples") -> np.ndarray:
-    """Samples (N,) or (N, channels) at `rate` Hz -> checked float32 (N,) at `sample_rate` Hz. Raises AudioError.
+def _unreadable(path: Path, error: Exception, after_s: float = 0.0) -> AudioError:
+    reason = str(error).strip().splitlines()[0].removesuffix(": ''")
+    place = f" after {after_s:.1f} s" if after_s else ""
+    kinds = "a complete file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...)"
+    return AudioError(f"{path}: not readable as audio or damaged{place} ({reason}); expected {kinds}")
 
-    Signed integers are taken as PCM of their width.
-    """
+
+def _checked(samples: np.ndarray, rate: int, name: str) -> tuple[np.ndarray, int]:
     samples = np.asarray(samples)
     if samples.ndim not in (1, 2) or rate <= 0:
         raise AudioError(
             f"{name}: shape {samples.shape} at {rate} Hz; expected (N,) or (N, channels) at a rate above 0"
         )
-    if samples.size == 0:
-        raise AudioError(f"{name}: holds 0 samples; expected at least {MIN_DURATION_S:g} s of sound")
-    if np.issubdtype(samples.dtype, np.signedinteger):
-        samples = samples / -float(np.iinfo(samples.dtype).min)
-    if not np.issubdtype(samples.dtype, np.floating):
+    if not (np.issubdtype(samples.dtype, np.signedinteger) or np.issubdtype(samples.dtype, np.floating)):
         raise AudioError(f"{name}: samples of type {samples.dtype}; expected floats in [-1, 1] or signed integers")
-    if samples.ndim == 2:
-        samples = samples.mean(axis=1, dtype=np.float32)
-    samples = np.ascontiguousarray(samples, dtype=np.float32)
-    if bad := int((~np.isfinite(samples)).sum()):
-        raise AudioError(f"{name}: {bad} of {len(samples)} samples are not numbers (NaN or infinite)")
-    if len(samples) < MIN_DURATION_S * rate:
-        raise AudioError(f"{name}: lasts {len(samples) / rate:.3f} s; expected at least {MIN_DURATION_S:g} s")
-    return resample(samples, rate, sample_rate)
+    return samples, rate
+
+
+def _slices(samples: np.ndarray, rate: int) -> Iterator[np.ndarray]:
+    size = round(BLOCK_S * rate)
+    scale = -1 / float(np.iinfo(samples.dtype).min) if np.issubdtype(samples.dtype, np.signedinteger) else 1.0
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size].reshape(-1, *samples.shape[1:]) * scale
+
+
+def _mono(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.ndarray]:
+    """Blocks (N,) or (N, channels) -> float32 (N,), checked."""
+    found = 0
+    for block in blocks:
+        mono = block.mean(axis=1, dtype=np.float32) if block.ndim == 2 else block
+        mono = np.ascontiguousarray(mono, dtype=np.float32)
+        if bad := int((~np.isfinite(mono)).sum()):
+            place = f"from {found / rate:.1f} to {(found + len(mono)) / rate:.1f} s"
+            raise AudioError(f"{name}: {bad} of {len(mono)} samples are not numbers (NaN or infinite), {place}")
+        found += len(mono)
+        yield mono
+    if found == 0:
+        raise AudioError(f"{name}: holds 0 samples; expected at least {MIN_DURATION_S:g} s of sound")
+    if found < MIN_DURATION_S * rate:
+        raise AudioError(f"{name}: lasts {found / rate:.3f} s; expected at least {MIN_DURATION_S:g} s")
 
 
 def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
@@ -114,63 +176,69 @@ def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     return torchaudio.functional.resample(torch.from_numpy(samples), rate, sample_rate).numpy()
 
 
+def resampled(blocks: Iterable[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    """Blocks of one recording from one rate in Hz to another: the samples that `resample` gives for all of it."""
+    if rate == sample_rate:
+        yield from blocks
+        return
+    old, new = rate // gcd(rate, sample_rate), sample_rate // gcd(rate, sample_rate)
+    if old * new > LARGEST_KERNEL:
+        yield from _resampled_by_soxr(blocks, rate, sample_rate)
+        return
+    # whole periods of the rates' ratio, as many as the filter reaches over
+    context = old * (1 + ceil(FILTER_ZEROS * old / (0.99 * min(old, new)) / old))
+    held, before = np.zeros(0, dtype=np.float32), 0
+    for block in blocks:
+        held = np.concatenate([held, block])
+        usable = (len(held) - context) // old * old
+        if usable > before:
+            yield resample(held[: usable + context], rate, sample_rate)[before // old * new : usable // old * new]
+            keep = max(0, usable - context)
+            held, before = held[keep:], usable - keep
+    if len(held) > before:
+        yield resample(held, rate, sample_rate)[before // old * new :]
+
+
+def _resampled_by_soxr(blocks: Iterable[np.ndarray], rate: int, sample_rate: int) -> Iterator[np.ndarray]:
+    import soxr
+
+    stream = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32")
+    for block in blocks:
+        yield stream.resample_chunk(block)
+    yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
+
+
 def is_silent(samples: np.ndarray) -> bool:
     """Whether float32 samples (N,) are digital silence: constant up to dither."""
     return bool(np.ptp(samples) < SILENCE_PEAK_TO_PEAK)
 
 
-def level_note(samples: np.ndarray) -> str | None:
-    """What a person should know about the level of float32 samples (N,); None where nothing."""
-    if is_silent(samples):
-        return "digital silence: no text, no speaker"
-    clipped = float((np.abs(samples) >= 0.999).mean())
-    if clipped >= CLIPPED_SHARE:
-        return f"clipped: {100 * clipped:.1f} % of the samples are at full scale; text and speaker may suffer"
-    return None
+@dataclass
+class Level:
+    """What blocks of float32 samples are like together."""
 
+    samples: int = 0
+    clipped: int = 0
+    low: float = np.inf
+    high: float = -np.inf
 
-def split_at_silences(samples: np.ndarray, rate: int, max_s: float = MAX_SEGMENT_S) -> list[tuple[int, int]]:
-    """(start, end) in samples of the pieces of (N,), each at most `max_s` and at least MIN_DURATION_S long.
+    def add(self, block: np.ndarray) -> None:
+        if len(block):
+            self.samples += len(block)
+            self.clipped += int((np.abs(block) >= 0.999).sum())
+            self.low, self.high = min(self.low, float(block.min())), max(self.high, float(block.max()))
 
-    Up to `max_s` a recording is one piece. A longer one is cut at every pause of MIN_PAUSE_S or more, of which half of
-    MIN_PAUSE_S stays on either side; a piece that is still too long is cut where its second half is quietest.
-    """
-    if len(samples) <= max_s * rate:
-        return [(0, len(samples))]
-    hop, margin = rate // 100, int(MIN_PAUSE_S * rate / 2)
-    padded = np.pad(np.square(samples), (0, -len(samples) % hop))
-    power_10ms = padded.reshape(-1, hop).mean(axis=1)
-    pieces = []
-    for first, last in _stretches_of_sound(power_10ms):
-        start, end = max(0, first * hop - margin), min(len(samples), last * hop + margin)
-        pieces += _cut_where_quietest(power_10ms, start, end, rate, max_s)
-    return pieces
+    @property
+    def is_silent(self) -> bool:
+        """Whether all is digital silence."""
+        return self.high - self.low < SILENCE_PEAK_TO_PEAK
 
-
-def _stretches_of_sound(power_10ms: np.ndarray) -> list[tuple[int, int]]:
-    """(first, last) frames of what lies between pauses.
-
-    Quiet is what is nearer, in dB, to the noise floor than to the mean power; where these are close there is no pause.
-    """
-    smooth_db = 10 * np.log10(np.convolve(power_10ms, np.ones(5) / 5, mode="same") + 1e-10)
-    mean_db, floor_db = 10 * np.log10(power_10ms.mean() + 1e-10), np.percentile(smooth_db, 5)
-    if mean_db - floor_db < 10:
-        return [(0, len(power_10ms))]
-    loud = np.flatnonzero(smooth_db > (mean_db + floor_db) / 2)
-    gaps = np.flatnonzero(np.diff(loud) > 100 * MIN_PAUSE_S)
-    firsts, lasts = [loud[0], *loud[gaps + 1]], [*loud[gaps] + 1, loud[-1] + 1]
-    return [(int(first), int(last)) for first, last in zip(firsts, lasts, strict=True)]
-
-
-def _cut_where_quietest(power_10ms: np.ndarray, start: int, end: int, rate: int, max_s: float) -> list[tuple[int, int]]:
-    """Adjoining pieces of start..end (samples); cuts lie where the power over 0.3 s is lowest."""
-    limit, shortest, hop = int(max_s * rate), int(np.ceil(MIN_DURATION_S * rate)), rate // 100
-    quietness = np.convolve(power_10ms, np.ones(30) / 30, mode="same")
-    pieces = []
-    while end - start > limit:
-        last = min(start + limit, end - shortest)  # what is left over is a piece, too
-        first_frame, last_frame = (start + limit // 2) // hop + 1, last // hop
-        cut = (first_frame + int(np.argmin(quietness[first_frame : last_frame + 1]))) * hop
-        pieces.append((start, cut))
-        start = cut
-    return [*pieces, (start, end)]
+    @property
+    def note(self) -> str | None:
+        """What a person should know; None where nothing."""
+        if self.is_silent:
+            return "digital silence: no text, no speaker"
+        if self.clipped >= CLIPPED_SHARE * self.samples:
+            share = 100 * self.clipped / self.samples
+            return f"clipped: {share:.1f} % of the samples are at full scale; text and speaker may suffer"
+        return None

@@ -17,6 +17,7 @@ from speech_mtl.cli_options import (
     BeamWidth,
     Boost,
     Cosine,
+    Count,
     Db,
     Device,
     HotWords,
@@ -55,7 +56,9 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 @app.command("prepare")
 @guarded
 def prepare_(
-    corpus: Annotated[str, typer.Argument(help="fsdd, an4, speechocean762, librispeech, kaldi, jsonl or synthetic.")],
+    corpus: Annotated[
+        str, typer.Argument(help="fsdd, an4, speechocean762, librispeech, kaldi, jsonl, synthetic or conversations.")
+    ],
     source: Annotated[Path | None, typer.Option(help="Folder or file that holds the corpus.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the manifests; data/CORPUS if not given.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the corpus from its public address.")] = False,
@@ -192,6 +195,10 @@ def evaluate_(
         list[str] | None, typer.Option(help="Enrolment cuts for speakers that were not trained on; repeatable.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; MODEL/eval if not given.")] = None,
+    conversations: Annotated[
+        bool, typer.Option("--conversations", help="Score who said what: cuts with an utterance a supervision.")
+    ] = False,
+    count: Count = None,
     device: Device = "cpu",
     beam: BeamWidth = None,
     lm: LmFile = None,
@@ -208,6 +215,13 @@ def evaluate_(
     """
     out = out or model / "eval"
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
+    if conversations:
+        from speech_mtl.cli_conversations import evaluate as evaluate_conversations
+
+        evaluate_conversations(model, manifests, enroll, out, count, decoding)
+        return
+    if count is not None:
+        raise typer.BadParameter("--speakers goes with --conversations")
     bad: list[str] = []
     texts: list[tuple[str, dict[str, str]]] = []
     with progress("loading the model"):
@@ -263,6 +277,7 @@ def transcribe(
     model: Model = None,
     db: Db = None,
     threshold: Cosine = None,
+    count: Count = None,
     device: Device = "cpu",
     beam: BeamWidth = None,
     lm: LmFile = None,
@@ -288,7 +303,7 @@ def transcribe(
     recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding))
 
     def work(file: Path, show: Callable[[float], None]) -> None:
-        result = recognizer.transcribe(file, on_progress=show)
+        result = recognizer.transcribe(file, on_progress=show, speakers=count)
         for remark in result.notes:
             note(f"{file}: {remark}")
         text = formats.format_result(result, fmt)
@@ -349,18 +364,28 @@ def verify(
 @app.command("enroll")
 @guarded
 def enroll(
-    name: Annotated[str, typer.Argument(metavar="NAME")],
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Recordings of this voice alone.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="With --from: the voice's name in the transcript.")],
+    files: Annotated[
+        list[Path],
+        typer.Argument(metavar="FILES...", help="Recordings of this voice alone; with --from: its new name."),
+    ],
+    transcript: Annotated[
+        Path | None, typer.Option("--from", metavar="RESULT.json", help="Enrol a voice of this transcript.")
+    ] = None,
     model: Model = None,
     db: Db = None,
 ) -> None:
-    """Enrol recordings of a speaker, beside those enrolled before.
+    """Enrol recordings of a speaker, beside those enrolled before; or give a voice of a transcript its name.
 
     \b
     Example: speech-mtl enroll alice alice-1.wav alice-2.wav alice-3.wav
+             speech-mtl enroll --from result.json "unknown 1" alice
     """
     from speech_mtl.speakers import SpeakerDatabaseError, checked_name
 
+    if transcript is not None and len(files) != 1:
+        raise typer.BadParameter(f"--from takes a voice and its new name, {1 + len(files)} words given")
+    voice, name = name, str(files[0]) if transcript is not None else name
     try:
         name = checked_name(name)
     except SpeakerDatabaseError as error:
@@ -368,6 +393,11 @@ def enroll(
     recognizer = load_recognizer(model, db)
     database = recognizer.database  # a wrong one is refused before any recording is read
     try:
+        if transcript is not None:
+            from speech_mtl.cli_conversations import enroll_from
+
+            enroll_from(recognizer, transcript, voice, name)
+            return
         for_each_file("enrolling", files, lambda file, show: recognizer.enroll(name, [file]))
     finally:
         note(f"{name}: {database.counts().get(name, 0)} utterances enrolled in {database.path}")

@@ -25,6 +25,7 @@ Cosine = Annotated[
     float | None,
     typer.Option("--threshold", min=-1, max=1, help="Cosine below which a voice is unknown; the model's if not given."),
 ]  # fmt: skip
+Count = Annotated[int | None, typer.Option("--speakers", min=1, help="Number of voices; found out if not given.")]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 
 BeamWidth = Annotated[

@@ -74,6 +74,9 @@ class EncoderConfig(Section):
     convolution_bias: bool = True
     dropout: float = Field(0.1, ge=0, lt=1)
     """On the residual branches of every block."""
+    reach_s: float = Field(3.0, ge=0)
+    """In use, not in training: attention sees this many seconds to either side, so that a long recording meets what the
+    utterances of training were like, and gives the same in windows as in one piece; 0: everything."""
 
     @model_validator(mode="after")
     def _shapes(self) -> EncoderConfig:

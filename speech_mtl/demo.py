@@ -6,7 +6,8 @@ Prints a table and the scores, and writes a page with the sound, the spectrogram
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -15,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from speech_mtl.metrics import error_rates, word_errors
-from speech_mtl.recognizer import Recognizer, Result, Segment
+from speech_mtl.recognizer import Recognizer, Result, Segment, Word
 from speech_mtl.report.demo import write_demo_page
+from speech_mtl.speakers import is_right
 
 DATA = Path(__file__).parent / "demo_data"
 
@@ -41,14 +43,12 @@ def run(out: Path) -> dict[str, Any]:
 def compare(result: Result, truth: list[dict[str, Any]]) -> dict[str, Any]:
     """The result beside the true turns ({start_s, end_s, speaker, text}), with two scores.
 
-    wer: word errors over the words of all turns, a turn being matched with the segments that overlap it most;
-    speaker_accuracy: share of the true words whose turn got its speaker's name ('unknown' for a stranger).
+    A word belongs to the turn that is nearest to its middle; a segment that goes on over two turns is shown as two.
+    wer: word errors over the words of all turns; speaker_accuracy: share of the true words whose turn got its speaker's
+    name for the longest time ('unknown' for a stranger).
     """
-    segments = [segment for segment in result.segments if segment.text]
-    matched: list[list[Segment]] = [[] for _ in truth]
-    for segment in segments:
-        overlaps = [min(segment.end_s, t["end_s"]) - max(segment.start_s, t["start_s"]) for t in truth]
-        matched[overlaps.index(max(overlaps))].append(segment)
+    parts = [part for segment in result.segments for part in _by_turn(segment, truth)]
+    matched = [[part for turn, part in parts if turn == i] for i in range(len(truth))]
     errors = [
         word_errors(turn["text"], " ".join(s.text for s in own)) for turn, own in zip(truth, matched, strict=True)
     ]
@@ -56,17 +56,33 @@ def compare(result: Result, truth: list[dict[str, Any]]) -> dict[str, Any]:
     for turn, own in zip(truth, matched, strict=True):
         words += len(turn["text"].split())
         longest = max(own, key=lambda s: s.end_s - s.start_s, default=None)
-        named += len(turn["text"].split()) * (longest is not None and longest.speaker == turn["speaker"])
-    views = []
-    for segment in segments:
-        turn = next(t for t, own in zip(truth, matched, strict=True) if segment in own)
-        views.append(asdict(segment) | {"truth": {"speaker": turn["speaker"], "text": turn["text"]}})
+        named += len(turn["text"].split()) * (longest is not None and is_right(longest.speaker, turn["speaker"]))
+    views = [
+        asdict(part) | {"truth": {"speaker": truth[turn]["speaker"], "text": truth[turn]["text"]}}
+        for turn, part in parts
+    ]
     rates = error_rates(errors)
     return {
         "audio": Path(result.audio).name, "duration_s": result.duration_s, "threshold": result.threshold.value,
         "model": "bundled", "segments": views, "wer": rates["wer"], "words": words,
         "speaker_accuracy": round(named / words, 6),
     }  # fmt: skip
+
+
+def _by_turn(segment: Segment, truth: list[dict[str, Any]]) -> list[tuple[int, Segment]]:
+    """The segment's words in a row that belong to one true turn, each with the turn's number."""
+
+    def turn_of(word: Word) -> int:
+        middle_s = (word.start_s + word.end_s) / 2
+        return min(range(len(truth)), key=lambda i: max(truth[i]["start_s"] - middle_s, middle_s - truth[i]["end_s"]))
+
+    parts = []
+    for turn, group in groupby(segment.words, key=turn_of):
+        words = list(group)
+        text = " ".join(word.text for word in words)
+        own = replace(segment, start_s=words[0].start_s, end_s=words[-1].end_s, text=text, words=words)
+        parts.append((turn, own))
+    return parts
 
 
 def _show(result: dict[str, Any], page: Path) -> None:
@@ -76,7 +92,7 @@ def _show(result: dict[str, Any], page: Path) -> None:
         table.add_column(column)
     for segment in result["segments"]:
         truth = segment["truth"]
-        right = segment["speaker"] == truth["speaker"] and segment["text"] == truth["text"]
+        right = is_right(segment["speaker"], truth["speaker"]) and segment["text"] == truth["text"]
         said = "✓" if right else f"{truth['speaker']}: {truth['text']}"
         score = "" if segment["score"] is None else f"{segment['score']:.2f}"
         time = f"{segment['start_s']:5.1f}–{segment['end_s']:.1f}"

@@ -34,6 +34,8 @@ class Conformer(nn.Module):
     def __init__(self, config: EncoderConfig, n_mels: int, first: int = 0, last: int | None = None):
         super().__init__()
         self.config = config
+        self.reach: int | None = None
+        """Frames to either side that attention sees, all where None; see SpeechModel.limit_attention."""
         last = config.n_blocks if last is None else last
         self.subsampling = Subsampling(config, n_mels) if first == 0 < last else None
         self.blocks = nn.ModuleDict({str(i): ConformerBlock(config) for i in range(first, last)})
@@ -58,10 +60,11 @@ class Conformer(nn.Module):
             frames_BSD = self.dropout(frames_BSD)
         size = frames_BSD.size(1)
         mask_BS = None if bool((lengths_B == size).all()) else frame_mask(lengths_B, size)
+        near_SS = None if self.reach is None or size <= self.reach else band(size, self.reach, frames_BSD.device)
         positions = ATTENTION[self.config.positions].positions(size, self.config, frames_BSD.device)
         outputs = []
         for block in self.blocks.values():
-            frames_BSD = block(frames_BSD, positions, mask_BS)
+            frames_BSD = block(frames_BSD, positions, mask_BS, near_SS)
             outputs.append(frames_BSD)
         return outputs, lengths_B
 
@@ -79,9 +82,11 @@ class ConformerBlock(nn.Module):
         self.norm_out = nn.LayerNorm(D)
         self.residual = Residual(config.dropout)
 
-    def forward(self, x_BSD: Tensor, positions: Tensor, mask_BS: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, positions: Tensor, mask_BS: Tensor | None, near_SS: Tensor | None = None
+    ) -> Tensor:
         x_BSD = self.residual(x_BSD, self.feed_forward1(self.norm_feed_forward1(x_BSD)), 0.5)
-        x_BSD = self.residual(x_BSD, self.attention(self.norm_attention(x_BSD), positions, mask_BS))
+        x_BSD = self.residual(x_BSD, self.attention(self.norm_attention(x_BSD), positions, mask_BS, near_SS))
         x_BSD = self.residual(x_BSD, self.convolution(self.norm_convolution(x_BSD), mask_BS))
         x_BSD = self.residual(x_BSD, self.feed_forward2(self.norm_feed_forward2(x_BSD)), 0.5)
         return self.norm_out(x_BSD)
@@ -137,6 +142,20 @@ class Linear(nn.Linear):
         return linear(x_BSD, self.weight, self.bias)
 
 
+def band(size: int, reach: int, device: torch.device) -> Tensor:
+    """Boolean (S, S), True where a key is at most `reach` frames from its query."""
+    place_S = torch.arange(size, device=device)
+    return (place_S[:, None] - place_S).abs() <= reach
+
+
+def visible(mask_BS: Tensor | None, near_SS: Tensor | None) -> Tensor | None:
+    """Which keys a query sees, to be broadcast to (B, H, S, S); None where it sees all."""
+    if mask_BS is None or near_SS is None:
+        return near_SS if mask_BS is None else mask_BS[:, None, None, :]
+    # padded queries see all keys: a row without any would be NaN, which no mask removes afterwards
+    return (near_SS & mask_BS[:, None, None, :]) | ~mask_BS[:, None, :, None]
+
+
 class FeedForward(nn.Module):
     def __init__(self, config: EncoderConfig):
         super().__init__()
@@ -168,7 +187,9 @@ class RotaryAttention(nn.Module):
         angle_S1d = (torch.arange(size, device=device)[:, None] * rate)[:, None]
         return torch.polar(torch.ones_like(angle_S1d), angle_S1d)
 
-    def forward(self, x_BSD: Tensor, positions: Tensor, mask_BS: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, positions: Tensor, mask_BS: Tensor | None, near_SS: Tensor | None = None
+    ) -> Tensor:
         B, S, D = x_BSD.shape
         qk, v = self.qkv_proj(x_BSD).split([2 * D, D], dim=-1)
         pairs = torch.view_as_complex(qk.float().view(B, S, 2 * self.n_heads, self.head_dim // 2, 2))
@@ -176,8 +197,7 @@ class RotaryAttention(nn.Module):
         qk_BHSd = torch.view_as_real(turned).flatten(-2).to(v.dtype).transpose(1, 2)
         q_BHSd, k_BHSd = qk_BHSd.chunk(2, dim=1)
         v_BHSd = v.view(B, S, self.n_heads, self.head_dim).transpose(1, 2)
-        keys = None if mask_BS is None else mask_BS[:, None, None, :]
-        out_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSd, keys)
+        out_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSd, visible(mask_BS, near_SS))
         return self.out_proj(out_BHSd.transpose(1, 2).reshape(B, S, D))
 
 
@@ -202,15 +222,17 @@ class RelativeAttention(nn.Module):
         angle = distance_P[:, None] * rate
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 
-    def forward(self, x_BSD: Tensor, positions: Tensor, mask_BS: Tensor | None) -> Tensor:
+    def forward(
+        self, x_BSD: Tensor, positions: Tensor, mask_BS: Tensor | None, near_SS: Tensor | None = None
+    ) -> Tensor:
         B, S, D = x_BSD.shape
         qkv = self.qkv_proj(x_BSD).view(B, S, 3, self.n_heads, self.head_dim)
         q_BHSd, k_BHSd, v_BHSd = qkv.permute(2, 0, 3, 1, 4).unbind(0)
         r_HdP = self.position_proj(positions[None]).view(-1, self.n_heads, self.head_dim).permute(1, 2, 0)
         scale = 1 / math.sqrt(self.head_dim)
         bias_BHSS = relative_shift(((q_BHSd + self.bias_v) * scale) @ r_HdP)
-        if mask_BS is not None:
-            bias_BHSS = bias_BHSS.masked_fill(~mask_BS[:, None, None, :], -math.inf)
+        if (keys := visible(mask_BS, near_SS)) is not None:
+            bias_BHSS = bias_BHSS.masked_fill(~keys, -math.inf)
         out_BHSd = F.scaled_dot_product_attention(q_BHSd + self.bias_u, k_BHSd, v_BHSd, bias_BHSS, scale=scale)
         return self.out_proj(out_BHSd.transpose(1, 2).reshape(B, S, D))
 

@@ -60,6 +60,28 @@ class SpeechModel(nn.Module):
                         if reset := getattr(module, "reset_parameters", None):
                             reset()
 
+    def limit_attention(self) -> None:
+        """Have attention see no further than `encoder.reach_s`, here and in the branches: for recordings of any length.
+
+        With full attention a model trained on short utterances fails on long ones: AN4's dev voices in conversations of
+        two minutes give 33 % WER so, 16 % with 3 s; their utterances alone give 13 % either way.
+        """
+        if not self.config.encoder.reach_s:
+            return
+        for module in self.modules():
+            if isinstance(module, Conformer):
+                module.reach = max(1, round(self.config.encoder.reach_s / self.frame_s))
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from an encoder frame to the next."""
+        return self.frame_samples / self.config.features.sample_rate
+
+    @property
+    def frame_samples(self) -> int:
+        """Samples from an encoder frame to the next."""
+        return self.config.features.hop_samples * self.config.encoder.subsampling
+
     def lengths(self, samples_B: Tensor) -> Tensor:
         """Encoder frames for utterances of so many samples."""
         return self.encoder.lengths(self.features.lengths(samples_B))

@@ -140,7 +140,7 @@ def our_config(source: Source, text: TextConfig) -> Config:
                 d_model=width, n_blocks=encoder["num_hidden_layers"], n_heads=encoder["num_attention_heads"],
                 ff_factor=inner // width, kernel_size=encoder["conv_kernel_size"],
                 subsampling=encoder["subsampling_factor"], subsampling_channels=encoder["subsampling_conv_channels"],
-                positions="relative", conv_norm="batch", scale_input=encoder["scale_input"],
+                positions="relative", conv_norm="batch", reach_s=0, scale_input=encoder["scale_input"],
                 attention_bias=encoder["attention_bias"], convolution_bias=encoder["convolution_bias"],
                 dropout=encoder["dropout"],
             ),

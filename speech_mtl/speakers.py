@@ -7,6 +7,7 @@ nobody gains by having enrolled more audio. Embeddings of two models do not comp
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -209,6 +210,16 @@ class SpeakerDatabase:
 def checked_name(name: str) -> str:
     """A speaker's name without outer spaces. Raises SpeakerDatabaseError for one that cannot be used."""
     name = name.strip()
-    if not name or name.lower() == UNKNOWN or not name.isprintable():
+    if not name or is_unknown(name) or not name.isprintable():
         raise SpeakerDatabaseError(f"speaker name {name!r}; expected a printable name other than '{UNKNOWN}'")
     return name
+
+
+def is_unknown(name: str) -> bool:
+    """Whether this is no name but a label of one that is not enrolled: 'unknown', 'unknown 1', ..."""
+    return re.fullmatch(rf"{UNKNOWN}( \d+)?", name.lower()) is not None
+
+
+def is_right(speaker: str | None, true_speaker: str) -> bool:
+    """Whether a segment's speaker is the true one; every 'unknown n' is right for a stranger."""
+    return speaker == true_speaker or (true_speaker == UNKNOWN and speaker is not None and is_unknown(speaker))

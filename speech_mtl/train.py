@@ -302,7 +302,7 @@ class Trainer:
             fit_speakers(model, read_training(self.config, once=True))
             summary: dict[str, Any] = {}
             if self.config.data.dev:
-                enroll = self.config.data.dev_enroll
+                enroll = self.config.data.dev_enroll if "speaker" in self.kinds.values() else []
                 references = enroll_references(model, read_cuts(enroll)) if enroll else None
                 rows = evaluate_rows(model, read_cuts(self.config.data.dev), references)
                 summary = summarize(rows, self.kinds, count_parameters(model))

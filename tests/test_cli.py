@@ -98,6 +98,11 @@ def test_package_names_are_the_functions_whichever_import_comes_first() -> None:
         (["enroll", "unknown", "a.wav"], "other than 'unknown'"), (["prepare", "fsd"], "did you mean 'fsdd'"),
         (["prepare", "fsdd", "--option", "x"], "expected KEY=VALUE"),
         (["prepare", "fsdd", "--option", "x=1"], "--option x: unknown for fsdd"),
+        (["enroll", "unknown 2", "a.wav"], "other than 'unknown'"),
+        (["enroll", "--from", "x.json", "unknown 1"], "Missing argument"),
+        (["enroll", "--from", "x.json", "unknown 1", "a", "b"], "a voice and its new name, 3 words given"),
+        (["evaluate", "x", "y", "--speakers", "2"], "--speakers goes with --conversations"),
+        (["transcribe", "a.wav", "--speakers", "0"], "--speakers"),
         (["speakers", "--remove", "a", "--rename", "a", "b"], "two calls"),
     ],
 )  # fmt: skip
@@ -157,11 +162,31 @@ def test_enroll_identify_verify_speakers(place: Path, model: Path) -> None:
     strict = call("identify", place / "2.wav", "-m", model, "--threshold", "1").stdout.rstrip("\n").split("\t")
     assert (strict[1], strict[4]) == ("unknown", "ann")
     assert call("verify", place / "0.wav", place / "0.wav", "-m", model).stdout == "same\t1.0000\t0.5\n"
-    assert call("transcribe", place / "0.wav", "-m", model).stdout.count("[ann ") == 1
+    assert "[ann " in call("transcribe", place / "0.wav", "-m", model).stdout
     assert call("speakers", "--rename", "ann", "Ann Lee").exit_code == 0
     assert call("speakers", "--remove", "Ann Lee").exit_code == 0
     empty = call("speakers", "--db", place / "speakers.db")
     assert (empty.exit_code, empty.stdout) == (0, "") and "nobody is enrolled" in empty.stderr
+
+
+def test_a_voice_of_a_transcript_gets_its_name(place: Path, model: Path) -> None:
+    said = call("transcribe", place / "0.wav", "-m", model, "-f", "json", "--speakers", "1")
+    assert json.loads(said.stdout)["segments"][0]["speaker"] == "unknown 1"
+    (place / "result.json").write_text(said.stdout)
+    given = call("enroll", "--from", place / "result.json", "unknown 1", "alice", "-m", model)
+    assert given.exit_code == 0 and "alice: 1 utterances enrolled" in given.stderr
+    again = json.loads(call("transcribe", place / "0.wav", "-m", model, "-f", "json", "--speakers", "1").stdout)
+    assert {word["speaker"] for segment in again["segments"] for word in segment["words"]} == {"alice"}
+    assert again["speakers"][0]["score"] > 0.99
+    other = save_tiny(place / "other", seed=1)
+    (place / "broken.json").write_text("{}")
+    for arguments, message in (
+        ([place / "result.json", "unknown 7", "bob", "-m", model], "no voice 'unknown 7'; its voices: unknown 1"),
+        ([place / "result.json", "unknown 1", "bob", "-m", other, "--db", place / "o.db"], "made by another model"),
+        ([place / "broken.json", "unknown 1", "bob", "-m", model], "KeyError: 'fingerprint'; expected one result"),
+    ):
+        result = call("enroll", "--from", *arguments)
+        assert result.exit_code == 1 and message in result.stderr
 
 
 def test_notes_go_to_stderr(place: Path, model: Path) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from speech_mtl.demo import DATA, compare, run
-from speech_mtl.recognizer import Recognizer, Result, Segment, Threshold
+from speech_mtl.recognizer import Recognizer, Result, Segment, Threshold, Word
 
 
 def segment(start_s: float, end_s: float, speaker: str, text: str) -> Segment:
-    return Segment(start_s, end_s, text, [], speaker, 0.7, speaker, {})
+    texts = text.split()
+    step_s = (end_s - start_s) / max(1, len(texts))
+    words = [Word(w, start_s + i * step_s, start_s + (i + 1) * step_s, 1.0, speaker) for i, w in enumerate(texts)]
+    return Segment(start_s, end_s, text, words, speaker, 0.7, speaker, {})
 
 
 def test_compare_worked_by_hand() -> None:
@@ -34,6 +37,18 @@ def test_compare_worked_by_hand() -> None:
     assert result["wer"] == pytest.approx(2 / 6, abs=1e-6)
     assert result["speaker_accuracy"] == pytest.approx(4 / 6, abs=1e-6)
     assert [s["truth"]["speaker"] for s in result["segments"]] == ["ann", "ann", "unknown", "bob"]
+
+
+def test_a_segment_over_two_turns_is_shown_as_two() -> None:
+    truth = [
+        {"start_s": 0.0, "end_s": 2.0, "speaker": "ann", "text": "one two"},
+        {"start_s": 2.5, "end_s": 4.5, "speaker": "unknown", "text": "three four"},
+    ]
+    result = compare(Result("x.wav", 4.5, Threshold(0.5, ""), [segment(0.0, 4.4, "ann", "one two three four")]), truth)
+    assert result["wer"] == 0 and result["speaker_accuracy"] == 0.5
+    assert [(s["text"], s["truth"]["speaker"]) for s in result["segments"]] == [
+        ("one two", "ann"), ("three four", "unknown"),
+    ]  # fmt: skip
 
 
 def test_demo_names_its_voices(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from speech_mtl.report.collect import align
 from speech_mtl.report.figures import free_lane, mel_decibels, read_audio
 from speech_mtl.report.page import environment
 from speech_mtl.report.player import UNKNOWN, VOICES_CSS, data_uri, embedded_sound, voice_colors
+from speech_mtl.speakers import is_right
 
 STRIP_S = 10.0
 """Seconds of sound in one line of the page, as bars stand in a score."""
@@ -58,7 +59,7 @@ def _segment_view(segment: dict[str, Any]) -> dict[str, Any]:
     truth = segment.get("truth")
     view = {**segment, "speaker": _name(segment), "score": segment.get("score"), "truth": truth}
     if truth:
-        view["named_rightly"] = (truth.get("speaker") or UNKNOWN) == view["speaker"]
+        view["named_rightly"] = is_right(view["speaker"], truth.get("speaker") or UNKNOWN)
         view["pairs"] = align(truth.get("text") or "", segment["text"])
     return view
 

@@ -62,7 +62,13 @@ class Speaker(Task):
         return {"classes": classes_B, "mask": classes_B >= 0}
 
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
-        pooled_BP = self.pooling(frames.of_rows(rows_B))
+        return self._from_pooled(self.pooling(frames.of_rows(rows_B)))
+
+    def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
+        """The output for each span (first, last) of one utterance's encoder frames; see Pooling.over_spans."""
+        return self._from_pooled(self.pooling.over_spans(frames, spans, mel_ratio))
+
+    def _from_pooled(self, pooled_BP: Tensor) -> dict[str, Tensor]:
         trained_BE = F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
         embedding_BE = F.normalize(trained_BE @ self.projection_EE, dim=1)
         return {"embedding": embedding_BE, "cosine": trained_BE @ F.normalize(self.centres.float(), dim=1).T}

@@ -1,0 +1,112 @@
+"""Long recordings and conversations: `python benchmarks/conversations.py SOURCE ENROLL [--minutes 60]`.
+
+SOURCE and ENROLL are manifests of single speakers, such as data/an4/trial.jsonl.gz and data/an4/enroll.jsonl.gz. Prints
+the real-time factor and the peak memory of one long recording and of a sixth of it, each in a process of its own; what
+the speakers cost on top of recognition; how many words differ between windows and one piece of five minutes; and the
+scores of conversations without overlap, with everybody enrolled and with nobody.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+
+import torch
+from cost import recognition_alone
+from lhotse import CutSet
+
+import data_prep
+from speech_mtl.audio import open_sound
+from speech_mtl.cli_conversations import table
+from speech_mtl.conversations import evaluate_conversations
+from speech_mtl.metrics import error_rates, word_errors
+from speech_mtl.recognizer import PRETRAINED, Recognizer, Threshold
+from speech_mtl.windows import stretches
+
+ROUNDS = 3
+ONE_RUN = """
+import json, resource, sys, time
+from speech_mtl.recognizer import Recognizer
+recognizer = Recognizer.from_pretrained(db=sys.argv[2])
+started = time.perf_counter()
+result = recognizer.transcribe(sys.argv[1])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+seconds = time.perf_counter() - started
+print(json.dumps({"audio_s": result.duration_s, "rtf": seconds / result.duration_s, "peak_mb": peak,
+                  "voices": len(result.speakers)}))
+"""
+
+
+def simulate(source: str, folder: Path, minutes: float, conversations: int) -> str:
+    options = {"minutes": minutes, "conversations": conversations, "speakers": 4, "seed": 11}
+    data_prep.prepare("conversations", Path(source), folder, **options)
+    return str(folder / "conversations.jsonl.gz")
+
+
+def recording(manifest: str) -> str:
+    return next(iter(CutSet.from_file(manifest))).recording.sources[0].source
+
+
+def length_and_memory(source: str, folder: Path, minutes: float) -> None:
+    for part in (minutes / 6, minutes):
+        path = recording(simulate(source, folder / f"{part:g}", part, 1))
+        command = [sys.executable, "-c", ONE_RUN, path, str(folder / "nobody.db")]
+        found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+        print(
+            f"{found['audio_s'] / 60:.0f} min, 4 voices: real-time factor {found['rtf']:.4f}, "
+            f"peak memory {found['peak_mb']:.0f} MB, {found['voices']} voices found"
+        )
+
+
+def speakers_cost(path: str, folder: Path) -> None:
+    joint = Recognizer.from_pretrained(db=folder / "nobody.db")
+    alone = Recognizer(recognition_alone(joint.model), Threshold(0.5, ""), folder / "nobody.db")
+    times: dict[str, list[float]] = {"joint": [], "alone": []}
+    for _ in range(ROUNDS):
+        for name, recognizer in (("joint", joint), ("alone", alone)):
+            started = time.process_time()
+            recognizer.transcribe(path)
+            times[name].append(time.process_time() - started)
+    ratio = median(a / b for a, b in zip(times["joint"], times["alone"], strict=True))
+    print(f"text and speakers against text alone, 5 min, processor time, {ROUNDS} rounds: {ratio:.3f}")
+
+
+def windows_and_one_piece(path: str) -> None:
+    model = Recognizer.from_pretrained().model
+    texts = []
+    for sizes in ({}, {"core_s": 10_000.0}):
+        words = []
+        for stretch in stretches(model, open_sound(path, 16000).blocks, "asr", [], **sizes):
+            output = {"log_probs": stretch.log_probs_SV[None], "lengths": torch.tensor([len(stretch.log_probs_SV)])}
+            words.append(model.task("asr").predict(output)[0]["text"])
+        texts.append(" ".join(words))
+    rates = error_rates([word_errors(texts[1], texts[0])])
+    differing = rates["substitutions"] + rates["deletions"] + rates["insertions"]
+    print(f"windows against one piece, 5 min: {differing} of {rates['words']} words differ")
+
+
+def scores(manifest: str, enroll: str, folder: Path) -> None:
+    for name, manifests in (("everybody enrolled", [enroll]), ("nobody enrolled, number of voices unknown", None)):
+        recognizer = Recognizer.from_pretrained(PRETRAINED, db=folder / f"{name}.db")
+        print(f"\n{name}\n{table(evaluate_conversations(recognizer, [manifest], folder / name, manifests))}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("source")
+    parser.add_argument("enroll")
+    parser.add_argument("--minutes", type=float, default=60)
+    arguments = parser.parse_args()
+    with TemporaryDirectory() as place:
+        place = Path(place)
+        length_and_memory(arguments.source, place, arguments.minutes)
+        five_minutes = recording(simulate(arguments.source, place / "five", 5, 1))
+        speakers_cost(five_minutes, place)
+        windows_and_one_piece(five_minutes)
+        scores(simulate(arguments.source, place / "many", 2, 10), arguments.enroll, place)

@@ -1,0 +1,277 @@
+"""Conversations put together from the cuts of single speakers, with the truth: who says what, when.
+
+``source`` is a manifest of cuts with text and speaker (jsonl.gz), such as another corpus' test split. Returns a split
+'conversations': every cut is a whole recording with one supervision an utterance, in the order of their starts. A turn
+is one to three utterances; turns follow each other after a pause, some are short replies (backchannels), and a share of
+them may begin before the last has ended. Utterances are stripped of the silence around them and brought to one level,
+give or take the speaker's distance. Word times of the source are kept. Everything follows from the seed.
+
+Source of the rooms: lhotse's fast random impulse responses (Luo & Yu 2022, arXiv 2208.04101).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import soundfile
+from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse.cut import Cut
+from lhotse.utils import fastcopy
+
+from data_prep.common import LeftOut, Prepared, PrepareError, progress, to_cuts
+
+SAMPLE_RATE = 16000
+DISTANCE_DB = 3.0
+"""Each speaker is up to this much louder or softer than in the source."""
+FLOOR_DB = -72.0
+"""Where no noise is asked for, a recording still has that of its microphone."""
+QUIET_DB = 30.0
+"""What is so far below an utterance's loudest moment, at its edges, is silence."""
+MIN_PAUSE_S = 0.1
+BACKCHANNEL_S = 1.5
+"""Utterances up to this long serve as short replies."""
+OVERLAP_MAX_S = 1.0
+EDGE_S, FADE_S = 0.25, 0.05
+"""Recorded silence that is kept on either side of the speech, and how much of that is faded."""
+BLOCK_S = 30.0
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """A cut's speech with some silence around it: float32 samples (N,) at SAMPLE_RATE from `offset_s` of the cut on."""
+
+    cut: Cut
+    samples: np.ndarray
+    offset_s: float
+    first: int
+    last: int
+    """Where in `samples` the speech begins and ends."""
+
+    @property
+    def duration_s(self) -> float:
+        return (self.last - self.first) / SAMPLE_RATE
+
+
+@dataclass
+class Voice:
+    """A speaker in one conversation: distance, room response, and the utterances not yet said."""
+
+    name: str
+    cuts: list[Cut]
+    gain_db: float
+    response: np.ndarray | None
+    left: list[Cut] = field(default_factory=list)
+
+    def next_cut(self, rng: Random, max_s: float | None = None) -> Cut:
+        """Another utterance, each once before any is heard again; the shortest left where none is short enough."""
+        if not self.left:
+            self.left = rng.sample(self.cuts, len(self.cuts))
+        place = len(self.left) - 1
+        if max_s is not None:
+            place = min(range(len(self.left)), key=lambda i: self.left[i].duration)
+        return self.left.pop(place)
+
+
+def prepare(
+    source: Path,
+    *,
+    audio: Path,
+    conversations: int = 10,
+    minutes: float = 3.0,
+    speakers: int = 4,
+    pause_s: float = 0.6,
+    backchannels: float = 0.15,
+    overlap: float = 0.0,
+    noise: Path | None = None,
+    snr_db: float = 20.0,
+    room: float = 0.0,
+    seed: int = 0,
+) -> Prepared:
+    """``audio`` is the folder the recordings go to; ``pause_s`` a mean.
+
+    ``backchannels`` and ``overlap`` are shares of the turns; ``noise`` is a manifest of noises that are laid under the
+    speech, ``snr_db`` below it; ``room`` is the longest reverberation time in seconds, 0 for none.
+    """
+    _check_options(conversations, minutes, speakers, pause_s, backchannels, overlap, room)
+    left_out: list[LeftOut] = []
+    by_speaker = _by_speaker(_read(source), left_out)
+    if len(by_speaker) < speakers:
+        raise PrepareError(f"source {source}: {len(by_speaker)} speakers with a text; expected {speakers} or more")
+    noises = list(_read(noise)) if noise else []
+    cuts = []
+    for number in progress(range(conversations), "conversations"):
+        rng = Random(f"{seed}/{number}")
+        voices = [_voice(name, by_speaker[name], room, rng) for name in rng.sample(sorted(by_speaker), speakers)]
+        name = f"conversation-{seed}-{number:03d}"
+        path = audio / f"{name}.flac"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16") as file:
+            tape = Tape(file, _background(noises, snr_db, voices, rng))
+            turns = _turns(voices, pause_s, backchannels, overlap, rng)
+            supervisions = _record(tape, turns, 60 * minutes, name)
+        cuts.append(_cut(path, name, supervisions))
+    return Prepared({"conversations": to_cuts(cuts)}, left_out)
+
+
+def _check_options(
+    conversations: int, minutes: float, speakers: int, pause_s: float, backchannels: float, overlap: float, room: float
+) -> None:
+    for name, value in {"conversations": conversations, "speakers": speakers}.items():
+        if value < 1:
+            raise PrepareError(f"option {name}: {value} given; accepted: 1 or more")
+    for name, share in {"backchannels": backchannels, "overlap": overlap}.items():
+        if not 0 <= share <= 1:
+            raise PrepareError(f"option {name}: {share} given; accepted: a share from 0 to 1")
+    if minutes <= 0 or pause_s < 0:
+        raise PrepareError(f"option minutes or pause_s: {minutes}, {pause_s} given; accepted: above 0, 0 or more")
+    if not 0 <= room <= 0.8:
+        raise PrepareError(f"option room: {room} given; accepted: seconds from 0 to 0.8")
+
+
+def _read(manifest: Path) -> CutSet:
+    if not manifest.is_file():
+        raise PrepareError(f"source {manifest}: is no file; expected a manifest of cuts (jsonl.gz)")
+    try:
+        return CutSet.from_file(manifest)
+    except Exception as error:  # lhotse's readers raise whatever the file brings them to
+        raise PrepareError(f"source {manifest}: {type(error).__name__}: {error}; expected a manifest of cuts") from None
+
+
+def _by_speaker(cuts: CutSet, left_out: list[LeftOut]) -> dict[str, list[Cut]]:
+    found: dict[str, list[Cut]] = {}
+    for cut in cuts:
+        if len(cut.supervisions) != 1 or not cut.supervisions[0].text or not cut.supervisions[0].speaker:
+            left_out.append(LeftOut(cut.id, "is not one utterance with a text and a speaker"))
+        else:
+            found.setdefault(cut.supervisions[0].speaker, []).append(cut)
+    return found
+
+
+def _voice(name: str, cuts: list[Cut], room: float, rng: Random) -> Voice:
+    response = None
+    if room:
+        from lhotse.augmentation.utils import FastRandomRIRGenerator
+
+        seeds = {"room_seed": rng.getrandbits(31), "source_seed": rng.getrandbits(31)}
+        response = FastRandomRIRGenerator(SAMPLE_RATE, max_T60=max(room, 0.11), **seeds)(nsource=1)[0]
+    return Voice(name, cuts, rng.uniform(-DISTANCE_DB, DISTANCE_DB), response)
+
+
+def _turns(
+    voices: list[Voice], pause_s: float, backchannels: float, overlap: float, rng: Random
+) -> Iterator[tuple[Utterance, float]]:
+    """(utterance, seconds from the end of the one before; negative where it begins earlier), without end."""
+    speaker: Voice | None = None
+    while True:
+        speaker = rng.choice([voice for voice in voices if voice is not speaker or len(voices) == 1])
+        is_reply = rng.random() < backchannels
+        for number in range(1 if is_reply else rng.choice([1, 1, 2, 3])):
+            utterance = _utterance(speaker, speaker.next_cut(rng, BACKCHANNEL_S if is_reply else None))
+            gap_s = MIN_PAUSE_S + (rng.expovariate(1 / pause_s) if pause_s else 0.0)
+            if number == 0 and rng.random() < overlap:
+                gap_s = -rng.uniform(0, min(OVERLAP_MAX_S, 0.5 * utterance.duration_s))
+            yield utterance, gap_s
+
+
+def _utterance(voice: Voice, cut: Cut) -> Utterance:
+    """The cut's speech at the voice's level, in its room, faded in and out."""
+    import librosa
+
+    samples = cut.resample(SAMPLE_RATE).load_audio().mean(axis=0)
+    _, (first, last) = librosa.effects.trim(samples, top_db=QUIET_DB, frame_length=400, hop_length=160)
+    start, end = max(0, first - round(EDGE_S * SAMPLE_RATE)), last + round(EDGE_S * SAMPLE_RATE)
+    samples = samples[start:end].astype(np.float32)
+    if voice.response is not None:
+        from scipy.signal import fftconvolve
+
+        samples = fftconvolve(samples, voice.response)[: len(samples)].astype(np.float32)
+    samples *= 10 ** (voice.gain_db / 20)
+    fade = np.minimum(1, np.arange(len(samples)) / (FADE_S * SAMPLE_RATE))
+    return Utterance(
+        cut,
+        np.clip(samples * fade * fade[::-1], -1, 1).astype(np.float32),
+        start / SAMPLE_RATE,
+        first - start,
+        last - start,
+    )
+
+
+def _rms(samples: np.ndarray) -> float:
+    return max(float(np.sqrt(np.mean(samples**2))), 1e-6)
+
+
+def _background(noises: list[Cut], snr_db: float, voices: list[Voice], rng: Random) -> Iterator[np.ndarray]:
+    """Noise without end, in blocks: the given ones one after another, or a microphone's floor."""
+    if noises:
+        speech = float(np.mean([_rms(_utterance(voice, voice.cuts[0]).samples) for voice in voices]))
+        while True:
+            samples = rng.choice(noises).resample(SAMPLE_RATE).load_audio().mean(axis=0)
+            yield (speech * 10 ** (-snr_db / 20) / _rms(samples) * samples).astype(np.float32)
+    generator = np.random.default_rng(rng.getrandbits(32))
+    while True:
+        yield (10 ** (FLOOR_DB / 20) * generator.standard_normal(round(BLOCK_S * SAMPLE_RATE))).astype(np.float32)
+
+
+class Tape:
+    """A recording written from front to back: what is mixed in may overlap what came last, and nothing before it."""
+
+    def __init__(self, file: soundfile.SoundFile, background: Iterator[np.ndarray]):
+        self.file, self.background = file, background
+        self.written = 0
+        self.tail = np.zeros(0, dtype=np.float32)
+
+    def mix(self, start: int, samples: np.ndarray) -> None:
+        """Add samples (N,) at sample `start`; what lies before it is final."""
+        self._reach(start + len(samples))
+        self._write(start - self.written)
+        self.tail[: len(samples)] += samples
+
+    def finish(self, end: int) -> None:
+        self._reach(end)
+        self._write(end - self.written)
+
+    def _reach(self, end: int) -> None:
+        while self.written + len(self.tail) < end:
+            self.tail = np.concatenate([self.tail, next(self.background)])
+
+    def _write(self, count: int) -> None:
+        self.file.write(np.clip(self.tail[:count], -1, 1))
+        self.tail, self.written = self.tail[count:], self.written + count
+
+
+def _record(
+    tape: Tape, turns: Iterator[tuple[Utterance, float]], duration_s: float, name: str
+) -> list[SupervisionSegment]:
+    """Turns on the tape up to `duration_s`, and their supervisions."""
+    supervisions: list[SupervisionSegment] = []
+    earliest, start, end = 0, 0, round(0.3 * SAMPLE_RATE)
+    for utterance, gap_s in turns:
+        start = max(start, earliest + utterance.first, end + round(gap_s * SAMPLE_RATE))
+        if start + utterance.last > duration_s * SAMPLE_RATE and supervisions:
+            break
+        earliest = start - utterance.first
+        tape.mix(earliest, utterance.samples)
+        end = max(end, earliest + utterance.last)
+        supervisions.append(_supervision(utterance, start / SAMPLE_RATE, f"{name}-{len(supervisions):04d}", name))
+    tape.finish(end + round(0.3 * SAMPLE_RATE))
+    return supervisions
+
+
+def _supervision(utterance: Utterance, start_s: float, supervision_id: str, recording_id: str) -> SupervisionSegment:
+    said = utterance.cut.supervisions[0]
+    moved = fastcopy(
+        said, id=supervision_id, recording_id=recording_id, start=start_s, duration=utterance.duration_s, channel=0
+    )
+    shift_s = start_s - utterance.first / SAMPLE_RATE - utterance.offset_s
+    alignment = {kind: [item.with_offset(shift_s) for item in items] for kind, items in (said.alignment or {}).items()}
+    return fastcopy(moved, alignment=alignment or None)
+
+
+def _cut(path: Path, name: str, supervisions: list[SupervisionSegment]) -> MonoCut:
+    recording = Recording.from_file(path.resolve(), recording_id=name)
+    custom = {"corpus": "conversations"}
+    return MonoCut(name, 0.0, recording.duration, 0, supervisions, recording=recording, custom=custom)

@@ -1,0 +1,186 @@
+"""Conversations with a truth -> how well they were transcribed and who was named rightly; a row each and a summary.
+
+A conversation is a cut with one supervision an utterance (text, speaker, times), as `speech-mtl prepare conversations`
+makes them. Scores: WER over the words in time's order; cpWER and tcpWER (meeteval: words per speaker under the best
+assignment of speakers, the latter with times within 5 s); DER (pyannote.metrics, 0.25 s to either side of a reference's
+edges not scored); the share of the recognised words that stand under the name of who was speaking then. Where nobody is
+enrolled, names are those of the best assignment.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from lhotse import SupervisionSegment
+from lhotse.cut import Cut
+
+from speech_mtl.data import DataError, read_cuts
+from speech_mtl.formats import format_result
+from speech_mtl.metrics import error_rates, word_errors
+from speech_mtl.recognizer import Recognizer, Result
+from speech_mtl.speakers import UNKNOWN, is_unknown
+from speech_mtl.tasks import label_of
+from speech_mtl.text import normalize
+
+COLLAR_S = 0.25
+TCP_COLLAR_S = 5.0
+Row = dict[str, Any]
+
+
+def evaluate_conversations(
+    recognizer: Recognizer, manifests: list[str], out: Path, enroll: list[str] | None = None,
+    speakers: int | None = None, on_row: Callable[[Row], None] = lambda row: None,
+) -> dict[str, Any]:  # fmt: skip
+    """Write out/conversations.jsonl, out/summary.json and every transcript as json; returns the summary.
+
+    `enroll`: cuts of single speakers, enrolled beforehand; `speakers`: the number of voices, where it is to be given.
+    Raises DataError, AudioError.
+    """
+    _check_scorers()
+    out.mkdir(parents=True, exist_ok=True)
+    for cut in read_cuts(enroll) if enroll else []:
+        if (speaker := label_of(cut, "speaker")) is None:
+            raise DataError(f"enrolment cut '{cut.id}' has no speaker label")
+        recognizer.enroll(speaker, [(cut.load_audio().T, cut.sampling_rate)])
+    rows = []
+    with open(out / "conversations.jsonl", "w", encoding="utf-8") as file:
+        for cut in read_cuts(manifests):
+            started = time.perf_counter()
+            result = recognizer.transcribe((cut.load_audio().T, cut.sampling_rate), speakers=speakers)
+            seconds = time.perf_counter() - started
+            (out / f"{cut.id}.json").write_text(format_result(result, "json"), encoding="utf-8")
+            row = {"id": cut.id, "duration_s": round(cut.duration, 3), "compute_s": round(seconds, 3)}
+            rows.append(row | score(result, cut, recognizer))
+            file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
+            on_row(rows[-1])
+    summary = summarize(rows)
+    (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+    return summary
+
+
+def _check_scorers() -> None:
+    try:
+        import meeteval  # noqa: F401
+        import pyannote.metrics  # noqa: F401
+    except ImportError as error:
+        raise DataError(f"{error}; scoring conversations needs: pip install 'speech_mtl[conversations]'") from None
+
+
+def score(result: Result, cut: Cut, recognizer: Recognizer) -> Row:
+    """Counts of one conversation; `summarize` turns them into rates."""
+    config = recognizer.model.config.text
+    truth = sorted(cut.supervisions, key=lambda s: s.start)
+    for supervision in truth:
+        if supervision.text is None or supervision.speaker is None:
+            raise DataError(f"conversation '{cut.id}': utterance '{supervision.id}' lacks a text or a speaker")
+    reference = [(s.speaker or "", normalize(s.text or "", config), s.start, s.end) for s in truth]
+    hypothesis = [(s.speaker or UNKNOWN, s.text, s.start_s, s.end_s) for s in result.segments]
+    names = recognizer.database.names()
+    named, words = _named(result, truth, names)
+    return {
+        "speakers": len({speaker for speaker, *_ in reference}),
+        "voices": len({speaker for speaker, *_ in hypothesis}),
+        "errors": word_errors(" ".join(text for _, text, *_ in reference), result.text),
+        "cp": speaker_word_errors(reference, hypothesis),
+        "tcp": speaker_word_errors(reference, hypothesis, TCP_COLLAR_S),
+        "der": diarization_errors(reference, hypothesis, result.duration_s),
+        "named": named, "words": words, "enrolled": len(names),
+    }  # fmt: skip
+
+
+Said = tuple[str, str, float, float]
+"""Speaker, text, start and end in seconds."""
+
+
+def speaker_word_errors(reference: list[Said], hypothesis: list[Said], collar_s: float | None = None) -> dict[str, int]:
+    """cpWER's counts, or with a collar tcpWER's: errors and words."""
+    import meeteval
+
+    def segments(said: list[Said]) -> Any:
+        keys = ("speaker", "words", "start_time", "end_time")
+        return meeteval.io.SegLST([dict(zip(keys, each, strict=True)) | {"session_id": "one"} for each in said])
+
+    words = sum(len(text.split()) for _, text, *_ in reference)
+    if not hypothesis:
+        return {"errors": words, "words": words}
+    if collar_s is None:
+        found = meeteval.wer.cpwer(segments(reference), segments(hypothesis))["one"]
+    else:
+        found = meeteval.wer.tcpwer(segments(reference), segments(hypothesis), collar=collar_s)["one"]
+    return {"errors": int(found.errors), "words": int(found.length)}
+
+
+def diarization_errors(reference: list[Said], hypothesis: list[Said], duration_s: float) -> dict[str, float]:
+    """DER's parts in seconds: total speech, missed, false alarm, confusion."""
+    from pyannote.core import Annotation, Segment, Timeline
+    from pyannote.metrics.diarization import DiarizationErrorRate
+
+    def annotation(said: list[Said]) -> Annotation:
+        found = Annotation()
+        for number, (speaker, _, start_s, end_s) in enumerate(said):
+            found[Segment(start_s, end_s), number] = speaker
+        return found
+
+    metric = DiarizationErrorRate(collar=2 * COLLAR_S)  # its collar is the whole width
+    whole = Timeline([Segment(0, duration_s)])
+    found = metric(annotation(reference), annotation(hypothesis), uem=whole, detailed=True)
+    parts = {"total": "total", "missed": "missed detection", "false_alarm": "false alarm", "confusion": "confusion"}
+    return {name: round(float(found[key]), 3) for name, key in parts.items()}
+
+
+def _named(result: Result, truth: list[SupervisionSegment], enrolled: list[str]) -> tuple[int, int]:
+    """Recognised words under the right name, and all of them."""
+    pairs: Counter[tuple[str, str]] = Counter()
+    for segment in result.segments:
+        for word in segment.words:
+            middle_s = (word.start_s + word.end_s) / 2
+            distance_s = [max(s.start - middle_s, middle_s - s.end, 0.0) for s in truth]
+            speaking = [s.speaker or "" for s, d in zip(truth, distance_s, strict=True) if d == min(distance_s)]
+            said_by = word.speaker or UNKNOWN
+            pairs[said_by if said_by in speaking else speaking[0], said_by] += 1
+    if enrolled:
+        right = {(name, name) for name, _ in pairs if name in enrolled}
+        right |= {(name, said) for name, said in pairs if name not in enrolled and is_unknown(said)}
+    else:
+        right = set(_best_assignment(pairs))
+    return sum(count for pair, count in pairs.items() if pair in right), sum(pairs.values())
+
+
+def _best_assignment(pairs: Counter[tuple[str, str]]) -> Iterable[tuple[str, str]]:
+    from scipy.optimize import linear_sum_assignment
+
+    true, found = sorted({name for name, _ in pairs}), sorted({name for _, name in pairs})
+    counts = np.array([[pairs[a, b] for b in found] for a in true]).reshape(len(true), len(found))
+    return [(true[i], found[j]) for i, j in zip(*linear_sum_assignment(-counts), strict=True)]
+
+
+def summarize(rows: list[Row]) -> dict[str, Any]:
+    """summary.json: rates over all conversations, sums of errors over sums of lengths."""
+    if not rows:
+        raise DataError("no conversation to score: the manifest is empty")
+
+    def rate(part: str) -> float | None:
+        words = sum(row[part]["words"] for row in rows)
+        return round(sum(row[part]["errors"] for row in rows) / words, 6) if words else None
+
+    der = {name: round(sum(row["der"][name] for row in rows), 3) for name in rows[0]["der"]}
+    wrong_s = der["missed"] + der["false_alarm"] + der["confusion"]
+    words = sum(row["words"] for row in rows)
+    audio_s, compute_s = (sum(row[name] for row in rows) for name in ("duration_s", "compute_s"))
+    return {
+        "conversations": len(rows),
+        "asr": error_rates([row["errors"] for row in rows]),
+        "cpwer": rate("cp"), "tcpwer": rate("tcp"),
+        "der": round(wrong_s / der["total"], 6) if der["total"] else None, "der_s": der,
+        "named": round(sum(row["named"] for row in rows) / words, 6) if words else None,
+        "recognised_words": words,
+        "voices_right": sum(row["speakers"] == row["voices"] for row in rows),
+        "enrolled": rows[0]["enrolled"],
+        "cost": {"audio_s": round(audio_s, 3), "rtf": round(compute_s / audio_s, 6)},
+    }  # fmt: skip

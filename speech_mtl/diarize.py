@@ -1,0 +1,251 @@
+"""Who speaks when: words and the speaker head's frames -> phrases -> voices, enrolled ones and others.
+
+A phrase is a run of words without a pause; a voice may change between phrases. Every phrase has an embedding, pooled
+from the frames that recognition computed. Phrases are told apart by variational Bayes over a hidden Markov model, after
+VBx (Landini et al. 2022, arXiv 2012.14952): a voice is a Gaussian point in the discriminant space of the speaker head,
+whose prior is what the training voices were like; longer phrases count for more; voices that explain nothing vanish,
+which is what finds their number. It starts from scikit-learn's agglomerative clustering. An enrolled voice takes part
+as evidence that was heard before.
+
+The constants were chosen on conversations of AN4's dev speakers and synthetic dev voices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from speech_mtl.decode import Word
+from speech_mtl.speakers import normalized
+
+PAUSE_S = 0.16
+"""A longer one between two words may be a change of voice: of AN4's simulated conversations 1 % of phrases hold two."""
+PHRASE_S = 2.5
+"""A longer phrase is cut at its longest pause, whatever that is."""
+MARGIN_S = 0.32
+"""What is pooled on either side of a phrase: CTC writes its tokens inside their sounds, and the bundled model knows
+voices by the quiet around them, too."""
+LONGEST_S, POWER = 3.0, 0.6
+"""A phrase of d seconds counts min(d, 3)^0.6: neighbouring frames are no independent evidence."""
+SHORTEST_S = 0.6
+"""Shorter phrases are assigned in the end, they do not found a voice."""
+START_COSINE, START_PHRASES = 0.5, 1000
+"""The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
+WITHIN = 0.0045
+"""Variance of a voice's embeddings per dimension, for a phrase of weight 1."""
+CENTRED = 0.9
+"""Share of the recording's mean that is taken off: what all its voices have in common is the microphone."""
+FIT, SPREAD = 0.45, 3.5
+"""VBx' F_A and F_B: how much the evidence and the prior of a voice count."""
+STAY_IN, STAY_AFTER = 0.98, 0.6
+"""Probability that the voice stays the same in a phrase that was cut, and after a pause."""
+ROUNDS = 12
+ENROLLED_WEIGHT, ENROLLED_COSINE = 4.0, 0.5
+"""An enrolled voice counts as so much speech; clusters of the start this near to it, centred, are taken for it."""
+MOST_VOICES = 10
+
+
+@dataclass(frozen=True)
+class Phrase:
+    """Words in a row with the voice they were said in."""
+
+    words: list[Word]
+    embedding: np.ndarray | None
+    """(E,) of length 1; None where the model has no speaker task."""
+    labels: dict[str, np.ndarray]
+    """Classify tasks' log-probabilities over this phrase by task name."""
+
+    @property
+    def start_s(self) -> float:
+        return self.words[0].start_s
+
+    @property
+    def end_s(self) -> float:
+        return self.words[-1].end_s
+
+
+@dataclass(frozen=True)
+class Population:
+    """What voices are like: mean (E,) and variance between speakers (E,) of embeddings."""
+
+    mean: np.ndarray
+    between: np.ndarray
+
+    @classmethod
+    def of(cls, voices_CE: np.ndarray) -> Population:
+        """From the training speakers' voices; where there are none to speak of, all directions count alike."""
+        between = voices_CE.var(axis=0)
+        if len(voices_CE) < 10 or between.sum() < 0.1:
+            size = voices_CE.shape[1]
+            return cls(np.zeros(size), np.full(size, 0.5 / size))
+        return cls(voices_CE.mean(axis=0), between)
+
+
+@dataclass(frozen=True)
+class Voices:
+    """The voice of every phrase, numbered in the order in which they are first heard."""
+
+    of_phrase: np.ndarray
+    probability: np.ndarray
+    """Of that voice, for each phrase."""
+    centres: np.ndarray
+    """(K, E), of length 1: the mean of a voice's embeddings, longer phrases counting more."""
+    seconds: np.ndarray
+    """(K,): speech of each voice."""
+
+
+def phrases_of(words: Sequence[Word]) -> list[list[Word]]:
+    """Words of a stretch, cut at pauses, and where a phrase would be too long at its longest one."""
+    done: list[list[Word]] = []
+    to_do = [[words[0]]] if words else []
+    for before, word in zip(words, words[1:], strict=False):
+        if word.start_s - before.end_s > PAUSE_S:
+            to_do.append([])
+        to_do[-1].append(word)
+    to_do.reverse()
+    while to_do:
+        run = to_do.pop()
+        if len(run) > 1 and run[-1].end_s - run[0].start_s > PHRASE_S:
+            middle_s = (run[0].start_s + run[-1].end_s) / 2
+            # of pauses alike, the one nearest to the middle
+            worth = [b.start_s - a.end_s - 0.1 * abs((a.end_s + b.start_s) / 2 - middle_s) for a, b in _pairs(run)]
+            cut = int(np.argmax(worth)) + 1
+            to_do += [run[cut:], run[:cut]]
+        else:
+            done.append(run)
+    return done
+
+
+def _pairs(run: list[Word]) -> list[tuple[Word, Word]]:
+    return list(zip(run, run[1:], strict=False))
+
+
+def find_voices(
+    phrases: Sequence[Phrase], population: Population, references_NE: np.ndarray, count: int | None = None
+) -> Voices:
+    """The phrases' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES.
+
+    `references_NE`: enrolled voices that may be among them, one normalised row each.
+    """
+    embeddings_UE = np.stack([phrase.embedding for phrase in phrases]).astype(np.float64)  # type: ignore[misc]
+    durations_U = np.array([phrase.end_s - phrase.start_s for phrase in phrases])
+    weights_U = np.clip(durations_U, 0.05, LONGEST_S) ** POWER
+    mean_E = np.average(embeddings_UE, axis=0, weights=weights_U)
+    centre_E = CENTRED * mean_E + (1 - CENTRED) * population.mean
+    centred_UE, enrolled_NE = embeddings_UE - centre_E, references_NE.reshape(-1, len(centre_E)) - centre_E
+    start_U, anchors_KE = _start(centred_UE, durations_U, enrolled_NE, count)
+    pauses_s = np.r_[0.0, [b.start_s - a.end_s for a, b in zip(phrases, phrases[1:], strict=False)]]
+    stay_U = np.where(pauses_s > PAUSE_S, STAY_AFTER, STAY_IN)
+    scale_E = np.sqrt(population.between) / WITHIN
+    posterior_UK = _variational_bayes(
+        centred_UE * scale_E, weights_U, population.between / WITHIN, stay_U, start_U, anchors_KE * scale_E, count
+    )
+    return _numbered(posterior_UK, embeddings_UE, weights_U, durations_U)
+
+
+def _start(
+    centred_UE: np.ndarray, durations_U: np.ndarray, enrolled_NE: np.ndarray, count: int | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cluster numbers of the phrases, -1 for those that are too short, and per cluster an enrolled voice or zeros."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    longest = np.argsort(-durations_U, kind="stable")[:START_PHRASES]
+    chosen = np.sort(longest[durations_U[longest] >= SHORTEST_S])
+    if len(chosen) < max(2, count or 0):
+        chosen = np.sort(longest)
+    start_U = np.full(len(durations_U), -1)
+    start_U[chosen] = 0
+    if len(chosen) > 1:
+        clustering = AgglomerativeClustering(
+            n_clusters=None, distance_threshold=1 - START_COSINE, metric="cosine", linkage="average"
+        )
+        start_U[chosen] = clustering.fit_predict(centred_UE[chosen])
+        if count is not None and start_U.max() + 1 < count:
+            clustering = AgglomerativeClustering(n_clusters=min(count, len(chosen)), metric="cosine", linkage="average")
+            start_U[chosen] = clustering.fit_predict(centred_UE[chosen])
+    centres_KE = np.stack([centred_UE[start_U == k].mean(axis=0) for k in range(start_U.max() + 1)])
+    anchors = np.zeros_like(centres_KE)
+    if len(enrolled_NE):
+        scores_KN = normalized(centres_KE) @ normalized(enrolled_NE).T
+        nearest_K = scores_KN.argmax(axis=1)
+        claimed = np.where(scores_KN.max(axis=1) >= ENROLLED_COSINE, nearest_K, -1)
+        merged: dict[tuple[str, int], list[int]] = {}  # clusters of one enrolled voice are one
+        for k in range(len(centres_KE)):
+            key = ("enrolled", int(claimed[k])) if claimed[k] >= 0 else ("cluster", k)
+            merged.setdefault(key, []).append(k)
+        old, start_U = start_U, start_U.copy()
+        anchors = np.zeros((len(merged), centred_UE.shape[-1]))
+        for new, ((kind, number), members) in enumerate(merged.items()):
+            start_U[np.isin(old, members)] = new
+            if kind == "enrolled":
+                anchors[new] = enrolled_NE[number]
+    return start_U, anchors
+
+
+def _variational_bayes(
+    rho_UE: np.ndarray, weights_U: np.ndarray, ratio_E: np.ndarray, stay_U: np.ndarray, start_U: np.ndarray,
+    anchors_KE: np.ndarray, count: int | None,
+) -> np.ndarray:  # fmt: skip
+    """Probability (U, K) of each voice for each phrase.
+
+    `rho_UE` are the centred embeddings times sqrt(between) / within, `ratio_E` is between / within.
+    """
+    K = len(anchors_KE)
+    posterior_UK = np.where(start_U[:, None] < 0, 1 / K, np.where(start_U[:, None] == np.arange(K), 1.0, 1e-3))
+    posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
+    prior_K = np.full(K, 1 / K)
+    for number in range(ROUNDS):
+        shares_UK = posterior_UK * weights_U[:, None]
+        is_anchored = anchors_KE.any(axis=1)
+        heard_K = shares_UK.sum(axis=0) + ENROLLED_WEIGHT * is_anchored
+        variance_KE = 1 / (1 + FIT / SPREAD * heard_K[:, None] * ratio_E)
+        mean_KE = FIT / SPREAD * variance_KE * (shares_UK.T @ rho_UE + ENROLLED_WEIGHT * anchors_KE)
+        spread_K = (variance_KE + mean_KE**2) @ ratio_E
+        log_likelihood_UK = FIT * weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
+        posterior_UK, prior_K = forward_backward(log_likelihood_UK, prior_K, stay_U)
+        kept = prior_K > 1e-4
+        most = count or MOST_VOICES
+        if number >= ROUNDS // 2 and kept.sum() > most or kept.sum() < (count or 0):
+            kept = np.argsort(np.argsort(-prior_K)) < most
+        posterior_UK, prior_K, anchors_KE = posterior_UK[:, kept] + 1e-12, prior_K[kept] + 1e-12, anchors_KE[kept]
+        posterior_UK, prior_K = posterior_UK / posterior_UK.sum(axis=1, keepdims=True), prior_K / prior_K.sum()
+    return posterior_UK
+
+
+def forward_backward(
+    log_likelihood_UK: np.ndarray, prior_K: np.ndarray, stay_U: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior (U, K) and the voices' new prior (K,); a voice stays with stay_U, or is drawn anew from the prior."""
+    likelihood_UK = np.exp(log_likelihood_UK - log_likelihood_UK.max(axis=1, keepdims=True)) + 1e-300
+    forward_UK, backward_UK = np.empty_like(likelihood_UK), np.ones_like(likelihood_UK)
+    drawn_UK = (1 - stay_U)[:, None] * prior_K
+    total_U = np.empty(len(stay_U))
+    state_K = prior_K
+    for u, stay in enumerate(stay_U):
+        state_K = likelihood_UK[u] * (drawn_UK[u] + stay * state_K if u else prior_K)
+        total_U[u] = state_K.sum()
+        state_K = state_K / total_U[u]
+        forward_UK[u] = state_K
+    for u in range(len(stay_U) - 1, 0, -1):
+        seen_K = likelihood_UK[u] * backward_UK[u] / total_U[u]
+        backward_UK[u - 1] = drawn_UK[u] @ seen_K + stay_U[u] * seen_K
+    posterior_UK = forward_UK * backward_UK
+    posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
+    entries_UK = drawn_UK * likelihood_UK * backward_UK / total_U[:, None]
+    prior_K = posterior_UK[0] + entries_UK[1:].sum(axis=0)
+    return posterior_UK, prior_K / prior_K.sum()
+
+
+def _numbered(
+    posterior_UK: np.ndarray, embeddings_UE: np.ndarray, weights_U: np.ndarray, durations_U: np.ndarray
+) -> Voices:
+    best_U = posterior_UK.argmax(axis=1)
+    heard, of_phrase = np.unique(best_U, return_inverse=True)
+    order = np.argsort([int(np.argmax(of_phrase == k)) for k in range(len(heard))])
+    of_phrase = np.argsort(order)[of_phrase]
+    members = [of_phrase == k for k in range(len(heard))]
+    centres = [(weights_U[own, None] * embeddings_UE[own]).sum(axis=0) for own in members]
+    seconds = np.array([durations_U[own].sum() for own in members])
+    return Voices(of_phrase, posterior_UK.max(axis=1), normalized(np.stack(centres)), seconds)

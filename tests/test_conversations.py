@@ -1,0 +1,122 @@
+"""Simulated conversations hold what their truth says, and their scores are right on cases worked by hand."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import RATE, make_corpus
+from lhotse import CutSet, Recording, SupervisionSegment
+from test_cli import call
+from test_recognizer import save_tiny
+
+import data_prep
+from data_prep.common import PrepareError
+from speech_mtl.conversations import diarization_errors, speaker_word_errors
+
+
+def simulate(folder: Path, **options: object) -> list:
+    source = folder / "source.jsonl.gz"
+    if not source.exists():
+        Path(make_corpus(folder / "single", 6, seed=5)).rename(source)
+    data_prep.prepare("conversations", source, folder / "out", **{"conversations": 2, "speakers": 3, **options})
+    return list(CutSet.from_file(folder / "out" / "conversations.jsonl.gz"))
+
+
+def test_a_simulated_conversation_holds_what_its_truth_says(tmp_path: Path) -> None:
+    cuts = simulate(tmp_path, minutes=0.5)
+    assert len(cuts) == 2
+    for cut in cuts:
+        samples = cut.load_audio()[0]
+        assert 20 < cut.duration <= 32 and len({s.speaker for s in cut.supervisions}) == 3
+        spoken = np.zeros(len(samples), dtype=bool)
+        for before, after in zip(cut.supervisions, cut.supervisions[1:], strict=False):
+            assert after.start >= before.end + 0.099
+        for s in cut.supervisions:
+            part = samples[round(s.start * RATE) : round(s.end * RATE)]
+            spoken[round((s.start - 0.26) * RATE) : round((s.end + 0.26) * RATE)] = True
+            assert s.text and part.std() > 0.01
+        assert samples[~spoken].std() < 0.001
+    again = simulate(tmp_path / "again", minutes=0.5)
+    assert [s.start for s in again[0].supervisions] == [s.start for s in cuts[0].supervisions]
+
+
+def test_overlap_noise_and_room(tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "hum.wav", 0.5 * np.sin(np.arange(5 * RATE) * 0.05), RATE)
+    noise = Recording.from_file(tmp_path / "hum.wav", recording_id="hum").to_cut()
+    CutSet.from_cuts([noise]).to_file(tmp_path / "noise.jsonl.gz")
+    [quiet, *_] = simulate(tmp_path / "a", minutes=0.5, seed=3)
+    [cut, *_] = simulate(
+        tmp_path / "b", minutes=0.5, overlap=1.0, noise=tmp_path / "noise.jsonl.gz", snr_db=-10.0, room=0.3, seed=3
+    )
+    pairs = list(zip(cut.supervisions, cut.supervisions[1:], strict=False))
+    assert any(b.start < a.end for a, b in pairs) and all(a.start <= b.start for a, b in pairs)
+    hum = np.abs(np.fft.rfft(cut.load_audio()[0]))
+    assert abs(hum.argmax() / cut.duration - 0.05 * RATE / (2 * np.pi)) < 2
+    assert quiet.load_audio()[0][: RATE // 50].std() < 0.001
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"speakers": 9}, "3 speakers with a text; expected 9"), ({"overlap": 2.0}, "option overlap: 2.0"),
+        ({"minutes": 0.0}, "option minutes"), ({"room": 3.0}, "option room"),
+        ({"conversations": 0}, "conversations: 0"),
+        ({"audio": "x"}, "'audio' is unknown for conversations"),
+    ],
+)  # fmt: skip
+def test_wrong_options_are_named(tmp_path: Path, options: dict, message: str) -> None:
+    with pytest.raises(PrepareError, match=message):
+        simulate(tmp_path, **options)
+
+
+TRUTH = [("ann", "one two three", 0.0, 2.0), ("bob", "four five", 3.0, 5.0), ("ann", "six", 6.0, 8.0)]
+
+
+def test_word_errors_by_speaker_worked_by_hand() -> None:
+    """A word under the wrong voice is deleted from one and inserted into the other."""
+    perfect = [("unknown 2", text, a, b) if name == "ann" else ("x", text, a, b) for name, text, a, b in TRUTH]
+    assert speaker_word_errors(TRUTH, perfect) == {"errors": 0, "words": 6}
+    moved = [perfect[0], perfect[1], ("x", "six", 6.0, 8.0)]
+    assert speaker_word_errors(TRUTH, moved)["errors"] == 2
+    late = [(name, text, a + 60, b + 60) for name, text, a, b in perfect]
+    assert speaker_word_errors(TRUTH, late)["errors"] == 0 and speaker_word_errors(TRUTH, late, 5.0)["errors"] == 12
+    assert speaker_word_errors(TRUTH, []) == {"errors": 6, "words": 6}
+
+
+def test_diarization_errors_worked_by_hand() -> None:
+    """6 s of speech, of which 0.25 s at each of six edges are not scored: 4.5 s."""
+    right = [(f"u{name}", text, a, b) for name, text, a, b in TRUTH]
+    nothing_wrong = {"total": 4.5, "missed": 0.0, "false_alarm": 0.0, "confusion": 0.0}
+    assert diarization_errors(TRUTH, right, 9.0) == nothing_wrong
+    near = [(name, text, a - 0.2, b + 0.2) for name, text, a, b in right]
+    assert diarization_errors(TRUTH, near, 9.0) == nothing_wrong
+    other = [right[0], right[1], ("ubob", "six", 6.0, 8.0)]
+    assert diarization_errors(TRUTH, other, 9.0)["confusion"] == 1.5
+    assert diarization_errors(TRUTH, right[:2], 9.0)["missed"] == 1.5
+    longer = [*right, ("uann", "x", 8.0, 9.0)]
+    assert diarization_errors(TRUTH, longer, 9.0)["false_alarm"] == 0.75
+
+
+def test_evaluate_conversations(tmp_path: Path) -> None:
+    model = save_tiny(tmp_path / "model")
+    cuts = simulate(tmp_path, minutes=0.3)
+    manifest, single = tmp_path / "out" / "conversations.jsonl.gz", tmp_path / "source.jsonl.gz"
+    result = call("evaluate", model, manifest, "--conversations", "--enroll", single, "--out", tmp_path / "eval")
+    assert result.exit_code == 0, result.output
+    assert "cpWER" in result.stdout and "words under the right name" in result.stdout
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    words = sum(len((s.text or "").split()) for cut in cuts for s in cut.supervisions)
+    assert summary["asr"]["words"] == words and summary["enrolled"] == 3 and summary["conversations"] == 2
+    assert 0 <= summary["named"] <= 1 and summary["der_s"]["total"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "conversations.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [cut.id for cut in cuts]
+    said = json.loads((tmp_path / "eval" / f"{cuts[0].id}.json").read_text())
+    assert rows[0]["words"] == sum(len(s["words"]) for s in said["segments"])
+    bare = cuts[0].map_supervisions(lambda s: SupervisionSegment(s.id, s.recording_id, s.start, s.duration, text="a"))
+    CutSet.from_cuts([bare]).to_file(tmp_path / "bare.jsonl.gz")
+    result = call("evaluate", model, tmp_path / "bare.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
+    assert result.exit_code == 1 and "lacks a text or a speaker" in result.stderr
