@@ -229,7 +229,7 @@ def evaluate_(
     if conversations:
         from speech_mtl.cli_conversations import evaluate as evaluate_conversations
 
-        evaluate_conversations(model, manifests, enroll, out, count)
+        evaluate_conversations(model, manifests, enroll, out, count, _checked_device(device))
         return
     if count is not None:
         raise typer.BadParameter("--speakers goes with --conversations")

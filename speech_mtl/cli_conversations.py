@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from speech_mtl.recognizer import Recognizer
 
 
-def evaluate(model: Path, manifests: list[str], enroll: list[str] | None, out: Path, count: int | None) -> None:
+def evaluate(
+    model: Path, manifests: list[str], enroll: list[str] | None, out: Path, count: int | None, device: str
+) -> None:
     """`speech-mtl evaluate --conversations`: a table here; summary.json and conversations.jsonl in a folder."""
     from tempfile import TemporaryDirectory
 
@@ -26,7 +28,7 @@ def evaluate(model: Path, manifests: list[str], enroll: list[str] | None, out: P
         total = sum(1 for _ in read_cuts(manifests))
     done = 0
     with TemporaryDirectory() as folder, progress("conversations", total) as show:
-        recognizer = Recognizer.from_pretrained(model, db=Path(folder) / "speakers.db")
+        recognizer = Recognizer.from_pretrained(model, device, Path(folder) / "speakers.db")
 
         def on_row(row: dict[str, Any]) -> None:
             nonlocal done
