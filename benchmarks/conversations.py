@@ -38,8 +38,9 @@ started = time.perf_counter()
 result = recognizer.transcribe(sys.argv[1])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 seconds = time.perf_counter() - started
+usage = resource.getrusage(resource.RUSAGE_SELF)
 print(json.dumps({"audio_s": result.duration_s, "rtf": seconds / result.duration_s, "peak_mb": peak,
-                  "voices": len(result.speakers)}))
+                  "processor_s": usage.ru_utime + usage.ru_stime, "voices": len(result.speakers)}))
 """
 
 
@@ -60,6 +61,7 @@ def length_and_memory(source: str, folder: Path, minutes: float) -> None:
         found = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
         print(
             f"{found['audio_s'] / 60:.0f} min, 4 voices: real-time factor {found['rtf']:.4f}, "
+            f"processor time {found['processor_s']:.0f} s with the start, "
             f"peak memory {found['peak_mb']:.0f} MB, {found['voices']} voices found"
         )
 

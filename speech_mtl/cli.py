@@ -218,7 +218,7 @@ def evaluate_(
     if conversations:
         from speech_mtl.cli_conversations import evaluate as evaluate_conversations
 
-        evaluate_conversations(model, manifests, enroll, out, count, decoding)
+        evaluate_conversations(model, manifests, enroll, out, count, checked_device(device), decoding)
         return
     if count is not None:
         raise typer.BadParameter("--speakers goes with --conversations")

@@ -16,7 +16,13 @@ if TYPE_CHECKING:
 
 
 def evaluate(
-    model: Path, manifests: list[str], enroll: list[str] | None, out: Path, count: int | None, decoding: Decoding | None
+    model: Path,
+    manifests: list[str],
+    enroll: list[str] | None,
+    out: Path,
+    count: int | None,
+    device: str,
+    decoding: Decoding | None,
 ) -> None:
     """`speech-mtl evaluate --conversations`: a table here; summary.json and conversations.jsonl in a folder."""
     from tempfile import TemporaryDirectory
@@ -29,7 +35,7 @@ def evaluate(
         total = sum(1 for _ in read_cuts(manifests))
     done = 0
     with TemporaryDirectory() as folder, progress("conversations", total) as show:
-        recognizer = Recognizer.from_pretrained(model, db=Path(folder) / "speakers.db", decoding=decoding)
+        recognizer = Recognizer.from_pretrained(model, device, Path(folder) / "speakers.db", decoding=decoding)
 
         def on_row(row: dict[str, Any]) -> None:
             nonlocal done

@@ -228,12 +228,12 @@ def _pauses(model: SpeechModel, log_probs_SV: Tensor, opens_word: Tensor) -> lis
     wanted = opens_word[ids_S[spoken[1:]]]
     places = (spoken[:-1] + 1 + gaps // 2)[wanted & (gaps >= PAUSE_S / model.frame_s)].tolist()
     limit = round(STRETCH_S / model.frame_s)
-    while len(log_probs_SV) - (places[-1] if places else 0) > limit:
-        begin = places[-1] if places else 0
-        inside = wanted & (spoken[:-1] >= begin) & (spoken[1:] < begin + limit)
-        if bool(inside.any()):
-            best = int(torch.where(inside, gaps, -1).argmax())
-            places.append(int(spoken[best] + 1 + gaps[best] // 2))
-        else:  # noise, or a single word: there is nothing that a cut could part
+    while len(log_probs_SV) - (begin := places[-1] if places else 0) > limit:
+        within = (spoken[:-1] >= begin) & (spoken[1:] < begin + limit)
+        if not bool(within.any()):  # noise, or a single token: there is nothing that a cut could part
             places.append(begin + limit)
+            continue
+        inside = within & wanted if bool((within & wanted).any()) else within  # some scripts write no spaces
+        best = int(torch.where(inside, gaps, -1).argmax())
+        places.append(int(spoken[best] + 1 + gaps[best] // 2))
     return places
