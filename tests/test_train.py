@@ -49,6 +49,15 @@ def test_a_second_stage_on_a_frozen_encoder_leaves_recognition_as_it_was(
         train(parse_config(values, "x"), tmp_path / "third")
 
 
+def test_recognition_alone_trains_where_dev_speakers_are_enrolled(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["tasks"] = {"asr": values["tasks"]["asr"]}
+    values["data"]["dev_enroll"] = [corpus["dev"]]
+    values["train"]["epochs"] = 1
+    train(parse_config(values, "test"), tmp_path / "run")
+    assert "wer" in json.loads((tmp_path / "run/training/metrics.jsonl").read_text())["dev"]["asr"]
+
+
 def test_bf16_trains(corpus: dict[str, str], tmp_path: Path) -> None:
     values = tiny_values(corpus)
     values["train"] |= {"epochs": 1, "precision": "bf16"}

@@ -1,0 +1,86 @@
+"""A config and its training data -> the model that training starts from: new, or from another run's weights."""
+
+from __future__ import annotations
+
+from speech_mtl.checkpoint import CheckpointError, load_model
+from speech_mtl.config import Config
+from speech_mtl.data import DataError, Inventory, SpeechDataset, check_labels, read_cuts, take_inventory
+from speech_mtl.mixture import read_training
+from speech_mtl.model import SpeechModel
+from speech_mtl.text import Tokenizer
+
+
+def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
+    """A new model for the training data: tokenizer, classes and feature statistics are taken from it."""
+    if not config.data.train:
+        raise DataError("data.train names no manifest")
+    inventory = take_inventory(read_training(config), config)
+    check_labels(inventory, config)
+    start = load_model(config.train.init) if config.train.init else None
+    recognises = any(task.type == "asr" for task in config.tasks.values())
+    tokenizer = choose_tokenizer(inventory.texts, config, start) if recognises else None
+    model = SpeechModel(config, tokenizer, inventory.labels())
+    model.seed_weights(config.train.seed)
+    if start is not None:
+        start_from(model, start, config.train.init)
+    else:
+        _measure_features(model, config)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(not name.startswith(tuple(config.train.freeze)))
+    return model, inventory
+
+
+def choose_tokenizer(texts: list[str], config: Config, start: SpeechModel | None) -> Tokenizer:
+    """The tokenizer of the model to start from, whose head writes its pieces; else one learnt from the training texts.
+
+    Raises CheckpointError where that one writes in another way, or where it cannot write the training texts.
+    """
+    if start is None or start.tokenizer is None:
+        return Tokenizer.train(texts, config.text)
+    for key in ("case", "punctuation"):
+        found, accepted = getattr(config.text, key), getattr(start.config.text, key)
+        if found != accepted:
+            raise CheckpointError(
+                f"text.{key} is '{found}'; accepted: '{accepted}', as train.init {config.train.init} has"
+            )
+    unknown = [lacking for text in texts if (lacking := start.tokenizer.unknown(text))]
+    if len(unknown) > 0.05 * len(texts):  # a few odd texts are merely not learnt from, see tasks/asr.py
+        raise CheckpointError(
+            f"train.init {config.train.init}: its tokenizer has no pieces for {len(unknown)} of {len(texts)} training "
+            f"texts, which have characters such as {sorted(set.union(*unknown))[:5]}; accepted: 5 % of them"
+        )
+    return start.tokenizer
+
+
+def start_from(model: SpeechModel, other: SpeechModel, folder: str) -> None:
+    """Take all weights of another model, the one of `folder`, that have their place here. Raises CheckpointError.
+
+    A block of the stack keeps its place: one that was shared there may be a task's own here, and the other way round.
+    """
+    own, theirs = model.state_dict(), other.state_dict()
+    taken = {}
+    for name, value in own.items():
+        candidates = [name]
+        if name.startswith(("encoder.", "branches.")):
+            stem = name.split(".", 1 if name.startswith("encoder.") else 2)[-1]
+            candidates += [f"encoder.{stem}", *(f"branches.{task}.{stem}" for task in other.branches)]
+        for candidate in candidates:
+            if candidate in theirs and theirs[candidate].shape == value.shape:
+                taken[name] = theirs[candidate]
+                break
+    # matrices only: a counter fits anywhere
+    if not any(name.startswith(("encoder.blocks", "branches.")) and value.dim() > 1 for name, value in taken.items()):
+        raise CheckpointError(f"{folder}: none of its encoder's weights fits this config's encoder")
+    model.load_state_dict(own | taken)
+
+
+def _measure_features(model: SpeechModel, config: Config, utterances: int = 500) -> None:
+    """The fixed mean and scale of the mel bins, from utterances spread over the training data."""
+    cuts = list(read_cuts(config.data.train))
+    dataset = SpeechDataset(config)
+    log_mels = []
+    for cut in cuts[:: max(1, len(cuts) // utterances)]:
+        batch = dataset[0, [cut]]  # type: ignore[index]
+        if batch.cuts:
+            log_mels.append(model.features.log_mel(batch.audio_BN, batch.samples_B)[0][0])
+    model.features.measure(log_mels)
