@@ -1,9 +1,14 @@
 """speechocean762: read English by Mandarin speakers, children and adults, half of each gender, 16 kHz.
 
 Takes the corpus folder (``WAVE/SPEAKERxxxx/*.WAV`` and Kaldi files in ``train/`` and, where present, ``test/``) or its
-parent. The corpus's own train and test have different speakers; we pool both and divide inside each speaker instead,
-for closed-set identification: with a speaker's utterances in the order of their names, the 5th of every ten is dev,
-the 10th is test, the others are train. Texts are the prompts; learners do mispronounce them. Labels: gender, age.
+parent. The corpus's own train and test have different speakers; we pool both and divide anew. Every fourth speaker is
+held out, for enrolment of unseen speakers; the others are divided inside each speaker, for closed-set identification.
+With a speaker's utterances in the order of their names:
+  train, dev, test         the 5th of every ten is dev, the 10th is test, the others are train
+  dev_enroll, dev_trial    half of the speakers held out: the first three utterances enrol, the others are trials
+  enroll, trial            the same of the other half
+
+Texts are the prompts; learners do mispronounce them. Labels: gender, age.
 
 Source: https://www.openslr.org/101, paper arXiv:2104.01378, free for commercial and non-commercial use.
 """
@@ -28,6 +33,8 @@ from data_prep.common import (
 )
 from data_prep.download import Archive
 
+ENROLMENT_UTTERANCES = 3
+
 
 def archives() -> list[Archive]:
     return [Archive("https://www.openslr.org/resources/101/speechocean762.tar.gz")]
@@ -51,11 +58,15 @@ def prepare(source: Path) -> Prepared:
                 of_speaker[cut.supervisions[0].speaker].append(cut)
     for path in sorted(set(root.glob("WAVE/*/*.WAV")) - listed):
         left_out.append(LeftOut(path.name, "file is in no wav.scp"))
-    splits: dict[str, list[MonoCut]] = {"train": [], "dev": [], "test": []}
-    for cuts in of_speaker.values():
-        for index, cut in enumerate(sorted(cuts, key=lambda cut: cut.id)):
-            splits[{4: "dev", 9: "test"}.get(index % 10, "train")].append(cut)
-    return Prepared({split: to_cuts(cuts) for split, cuts in splits.items()}, left_out)
+    names = ("train", "dev", "test", "dev_enroll", "dev_trial", "enroll", "trial")
+    splits: dict[str, list[MonoCut]] = {name: [] for name in names}
+    for place, speaker in enumerate(sorted(of_speaker)):
+        unseen = {3: "dev_", 7: ""}.get(place % 8)
+        for index, cut in enumerate(sorted(of_speaker[speaker], key=lambda cut: cut.id)):
+            closed_set = {4: "dev", 9: "test"}.get(index % 10, "train")
+            enrols = "enroll" if index < ENROLMENT_UTTERANCES else "trial"
+            splits[closed_set if unseen is None else unseen + enrols].append(cut)
+    return Prepared({split: to_cuts(cuts) for split, cuts in splits.items() if cuts}, left_out)
 
 
 def _cut(path: Path, utterance: str, tables: dict[str, dict[str, str]]) -> MonoCut:

@@ -117,8 +117,14 @@ class TaskConfig(Section):
     """speaker, classify: read a learnt weighting of blocks 1..blocks; all of them where absent."""
     spectrum: bool = True
     """speaker, classify: read mean and deviation of every mel bin too, which the trunk then need not carry."""
+    crop_s: tuple[float, float] | None = None
+    """speaker: in training the head reads a stretch of each utterance, as long as drawn between these seconds, as it
+    reads phrases of a conversation in use; the trunk hears all. None: the whole utterance."""
     intermediate: float = Field(0.3, ge=0, lt=1)
     """asr: share of the loss that is taken at the middle block, so that CTC leaves its plateau of blanks sooner."""
+    consistency: float = Field(0.0, ge=0)
+    """asr: in training every batch is heard twice, masked in two ways, and each output is drawn to the other with this
+    weight (CR-CTC). It doubles a step's time."""
     embedding_dim: int = Field(192, gt=0)
     margin: float = Field(0.2, ge=0)
     """speaker: additive angular margin in radians."""
@@ -128,6 +134,12 @@ class TaskConfig(Section):
     """speaker: dimensions of the discriminant projection of embeddings, where more speakers than that are trained on;
     0: none."""
     dropout: float = Field(0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _crop(self) -> TaskConfig:
+        if self.crop_s is not None and not 0 < self.crop_s[0] <= self.crop_s[1]:
+            raise ValueError(f"crop_s: found {list(self.crop_s)}, accepted: two numbers above 0, the smaller one first")
+        return self
 
 
 class DataConfig(Section):

@@ -182,6 +182,11 @@ class Batch:
     cuts: list[Cut]
     failed: list[tuple[str, str]]
 
+    def twice(self) -> Batch:
+        """Every utterance once more, in a second half."""
+        audio_BN, samples_B = self.audio_BN.repeat(2, 1), self.samples_B.repeat(2)
+        return Batch(audio_BN, samples_B, self.cuts * 2, self.failed)
+
 
 class SpeechDataset(Dataset):
     """(epoch, cuts) -> Batch. With `augment` the cuts are changed as the config says."""

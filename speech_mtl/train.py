@@ -188,6 +188,10 @@ class Trainer:
         if len(self.kinds) > 1 and self.config.train.interference_every:
             if self.step % self.config.train.interference_every == 0:
                 self._measure_interference(group[0], targets[0])
+        consumed = torch.tensor(sum(len(batch.cuts) for batch in group), device=self.accelerator.device)
+        if any(task.consistency for task in self.config.tasks.values()):
+            group = [batch.twice() for batch in group]
+            targets = [self.raw_model.targets(batch.cuts, batch.samples_B) for batch in group]
         masked = self.progress() >= self.config.augment.start_epoch
         scales = {name: self._weight(name) for name in self.kinds}
         losses_K, present_K = self.gradients.backward(group, targets, scales, masked)
@@ -201,7 +205,6 @@ class Trainer:
         self.weighting.after_step(losses_K, present_K)
         self.step += 1
         self.batches_done += len(group)
-        consumed = torch.tensor(sum(len(batch.cuts) for batch in group), device=self.accelerator.device)
         self.consumed += int(self.accelerator.reduce(consumed, "sum").item())
         return dict(zip(self.kinds, losses_K.tolist(), strict=True))
 

@@ -527,6 +527,25 @@ def test_every_public_address_is_well_formed() -> None:
             assert archive.name.endswith((".zip", ".tar.gz"))
 
 
+def test_speechocean762_holds_every_fourth_speaker_out(tmp_path: Path) -> None:
+    root = tmp_path / "speechocean762" / "train"
+    names = [f"{speaker:04d}{number:02d}" for speaker in range(8) for number in range(5)]
+    for name in names:
+        sine(root / f"{name}.wav", rate=16000)
+    write(root / "wav.scp", *(f"{name}\ttrain/{name}.wav" for name in names))
+    write(root / "text", *(f"{name}\tHERE" for name in names))
+    write(root / "utt2spk", *(f"{name} {name[:4]}" for name in names))
+    splits, _ = read(data_prep.prepare("speechocean762", tmp_path, tmp_path / "out"))
+    held_out = {name: ids(splits[name]) for name in ("dev_enroll", "dev_trial", "enroll", "trial")}
+    assert held_out == {
+        "dev_enroll": [f"speechocean762-0003{n:02d}" for n in range(3)],
+        "dev_trial": [f"speechocean762-0003{n:02d}" for n in (3, 4)],
+        "enroll": [f"speechocean762-0007{n:02d}" for n in range(3)],
+        "trial": [f"speechocean762-0007{n:02d}" for n in (3, 4)],
+    }
+    assert {cut.supervisions[0].speaker[-1] for cut in splits["train"]} == set("012456")
+
+
 # ---------------------------------------------------------------- real corpora
 
 
@@ -540,7 +559,12 @@ def test_every_public_address_is_well_formed() -> None:
             68,
             marks=real_data,
         ),
-        pytest.param("speechocean762", {"train": 768, "dev": 96, "test": 96}, 48, marks=real_data),
+        pytest.param(
+            "speechocean762",
+            {"train": 576, "dev": 72, "test": 72, "enroll": 18, "trial": 102, "dev_enroll": 18, "dev_trial": 102},
+            36,
+            marks=real_data,
+        ),
     ],
 )
 def test_real_corpus(tmp_path: Path, corpus: str, counts: dict[str, int], speakers: int) -> None:

@@ -16,6 +16,7 @@ from speech_mtl.data import SpeechDataset, read_cuts
 from speech_mtl.decode import frames_needed
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
+from speech_mtl.tasks.asr import disagreement
 from speech_mtl.tasks.pooling import PooledNorm, Pooling
 from speech_mtl.tasks.speaker import Speaker, add_margin
 
@@ -120,6 +121,65 @@ def trained_speakers(corpus: dict[str, str], lda_dim: int) -> Speaker:
     values = tiny_values(corpus)
     values["tasks"]["speaker"]["lda_dim"] = lda_dim
     return Speaker("speaker", parse_config(values, "test"), [f"s{i}" for i in range(12)])
+
+
+def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> None:
+    """Cropped frames are the frames of that stretch, mel frames included, and a short utterance is heard whole."""
+    values = tiny_values(corpus)
+    values["tasks"]["speaker"]["crop_s"] = [0.2, 0.2]
+    model = tiny_model(parse_config(values, "test"))
+    batch = SpeechDataset(model.config)[0, list(read_cuts([corpus["dev"]]))[:4]]
+    shared = model.trunk(batch.audio_BN, batch.samples_B)
+    task: Speaker = model.task("speaker")  # type: ignore[assignment]
+    ratio, wanted = model.config.encoder.subsampling, round(0.2 / model.frame_s)
+    cropped = task._crop(shared)
+    assert cropped.lengths_B.tolist() == [min(wanted, n) for n in shared.lengths_B.tolist()]
+    for row, length in enumerate(cropped.lengths_B.tolist()):
+        block, own = shared.blocks[-1][row], cropped.blocks[-1][row, :length]
+        first = next(i for i in range(len(block)) if torch.equal(block[i : i + length], own))
+        mel = shared.mel_BTF[row, first * ratio : first * ratio + int(cropped.mel_lengths_B[row])]
+        assert torch.equal(mel, cropped.mel_BTF[row, : len(mel)]) and len(mel) == length * ratio
+    short = shared._replace(lengths_B=torch.ones_like(shared.lengths_B))
+    assert task._crop(short).lengths_B.tolist() == [1, 1, 1, 1]
+    task.eval()
+    whole = task(shared)["embedding"]
+    assert torch.equal(whole, task._from_pooled(task.pooling(shared))["embedding"])
+
+
+def test_stretches_of_frames_pool_as_spans_do(model: SpeechModel, corpus: dict[str, str]) -> None:
+    batch = SpeechDataset(model.config)[0, list(read_cuts([corpus["dev"]]))[:1]]
+    model.eval()
+    shared = model.trunk(batch.audio_BN, batch.samples_B)
+    task: Speaker = model.task("speaker")  # type: ignore[assignment]
+    stretch = shared.stretch(torch.tensor([3]), torch.tensor([9]), task.mel_ratio)
+    spans = task.over_spans(shared, [(3, 9)], task.mel_ratio)
+    assert torch.allclose(task(stretch)["embedding"], spans["embedding"], atol=1e-5)
+
+
+def test_two_views_are_drawn_to_each_other(corpus: dict[str, str]) -> None:
+    """KL by hand: views (1/2, 1/2) and (1/4, 3/4); padding and unlabelled rows stay out; equal views add nothing."""
+    views = torch.tensor([[[0.5, 0.5], [0.9, 0.1]], [[0.25, 0.75], [0.2, 0.8]]]).log().requires_grad_()
+    lengths, tokens = torch.tensor([1, 1]), torch.tensor([2, 2])
+    by_hand = 0.25 * math.log(0.25 / 0.5) + 0.75 * math.log(0.75 / 0.5) + 0.5 * math.log(2) + 0.5 * math.log(2 / 3)
+    found = disagreement(views, lengths, tokens)
+    assert found.item() == pytest.approx(by_hand / 2)
+    found.backward()
+    assert views.grad is not None and not views.grad[:, 1].any()
+    values = tiny_values(corpus)
+    values["tasks"]["asr"] = {"type": "asr", "consistency": 0.5}
+    model = tiny_model(parse_config(values, "test"))
+    batch = SpeechDataset(model.config)[0, list(read_cuts([corpus["dev"]]))[:3]].twice()
+    targets = model.targets(batch.cuts, batch.samples_B)["asr"]
+    targets["mask"][[0, 3]] = False
+    output = model.head("asr", model.trunk(batch.audio_BN, batch.samples_B), targets["mask"])
+    task = model.task("asr").train()
+    same, task.consistency = task.loss(output, targets), 0.0
+    assert same.item() == pytest.approx(task.loss(output, targets).item())  # two equal views
+    task.consistency = 0.5
+    tilted = output["log_probs"].clone()
+    tilted[:2] = (2 * tilted[:2]).log_softmax(-1)
+    apart, task.consistency = task.loss(output | {"log_probs": tilted}, targets), 0.0
+    assert apart.item() > task.loss(output | {"log_probs": tilted}, targets).item()
 
 
 def test_discriminant_projection_drops_what_varies_within_a_speaker(corpus: dict[str, str]) -> None:

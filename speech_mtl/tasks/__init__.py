@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -31,6 +32,19 @@ class Frames(NamedTuple):
             return self
         blocks = [block[rows_B] for block in self.blocks]
         return Frames(self.mel_BTF[rows_B], self.mel_lengths_B[rows_B], blocks, self.lengths_B[rows_B])
+
+    def stretch(self, first_B: Tensor, last_B: Tensor, mel_ratio: int) -> Frames:
+        """Encoder frames first..last of each utterance (last not among them), and their `mel_ratio` mel frames each."""
+        lengths_B, mel_first_B = last_B - first_B, first_B * mel_ratio
+        mel_lengths_B = torch.minimum(last_B * mel_ratio, self.mel_lengths_B) - mel_first_B
+        blocks = [_stretch(block, first_B, lengths_B) for block in self.blocks]
+        return Frames(_stretch(self.mel_BTF, mel_first_B, mel_lengths_B), mel_lengths_B, blocks, lengths_B)
+
+
+def _stretch(x_BTC: Tensor, first_B: Tensor, lengths_B: Tensor) -> Tensor:
+    steps_BT = first_B[:, None] + torch.arange(int(lengths_B.max()) if len(lengths_B) else 0, device=x_BTC.device)
+    rows_B1 = torch.arange(len(x_BTC), device=x_BTC.device)[:, None]
+    return x_BTC[rows_B1, steps_BT.clamp(max=x_BTC.size(1) - 1)]
 
 
 class Task(nn.Module, ABC):

@@ -1,6 +1,7 @@
 """Speech recognition: a linear CTC head (Graves et al. 2006) on the last block.
 
-In training the same head also reads the middle block, for a share of the loss (Lee & Watanabe 2021, arXiv 2102.03216).
+In training the same head also reads the middle block, for a share of the loss (Lee & Watanabe 2021, arXiv 2102.03216),
+and two views of a batch may be drawn to each other (CR-CTC, Yao et al. 2024, arXiv 2410.05101).
 Output 'log_probs' (B, S, V+1) with the blank last, 'lengths' (B,). Target: the text's token ids.
 """
 
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtl import decode
+from speech_mtl.features import frame_mask
 from speech_mtl.tasks import Frames, Task, label_of
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class ASR(Task):
         self.name, self.tokenizer = name, tokenizer
         self.frame_s = config.features.hop_samples * config.encoder.subsampling / config.features.sample_rate
         self.intermediate = config.tasks[name].intermediate
+        self.consistency = config.tasks[name].consistency
         self.dropout = nn.Dropout(config.tasks[name].dropout)
         self.linear = nn.Linear(config.encoder.d_model, len(tokenizer) + 1)
         self.decoder: Decoder | None = None
@@ -62,8 +65,14 @@ class ASR(Task):
         return F.log_softmax(self.linear(self.dropout(frames_BSD)).float(), dim=-1)
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
-        """Negative log-likelihood per token, summed over the labelled utterances."""
+        """Negative log-likelihood per token, summed over the labelled utterances.
+
+        With `consistency`, in training, the second half of the rows are the utterances of the first half once more.
+        """
         final = self._ctc(output["log_probs"], output["lengths"], targets)
+        if self.training and self.consistency:
+            token_counts = targets["lengths"][targets["mask"]]
+            final = final + self.consistency * disagreement(output["log_probs"], output["lengths"], token_counts)
         if "middle" not in output:
             return final
         return (1 - self.intermediate) * final + self.intermediate * self._ctc(
@@ -99,3 +108,12 @@ class ASR(Task):
         words = decode.words(decode.align(log_probs_SV, ids), pieces, self.frame_s, limit_s)
         texts = {name: self.tokenizer.decode(other) for name, other in without.items()}
         return {"text": " ".join(word.text for word in words), "words": words, "without": texts}
+
+
+def disagreement(log_probs_BSV: Tensor, lengths_B: Tensor, token_counts_B: Tensor) -> Tensor:
+    """Sum over the rows of KL(the other view || this one), over their frames and per token; the others are fixed."""
+    half = len(log_probs_BSV) // 2
+    other_BSV = torch.cat([log_probs_BSV[half:], log_probs_BSV[:half]]).detach()
+    kl_BS = F.kl_div(log_probs_BSV, other_BSV, reduction="none", log_target=True).sum(-1)
+    kl_B = (kl_BS * frame_mask(lengths_B, kl_BS.size(1))).sum(1)
+    return (kl_B / token_counts_B.clamp(min=1)).sum()

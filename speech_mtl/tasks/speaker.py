@@ -43,6 +43,11 @@ class Speaker(Task):
         speeds = [1.0, *(factor for factor in sorted(set(config.augment.speeds)) if factor != 1)]
         classes = [speed_label(speaker, factor) for factor in speeds for speaker in speakers]
         self.index = {label: i for i, label in enumerate(classes)}
+        self.crop_S: tuple[float, float] | None = None
+        self.mel_ratio = config.encoder.subsampling
+        if task.crop_s is not None:
+            frame_s = config.features.hop_samples * self.mel_ratio / config.features.sample_rate
+            self.crop_S = (task.crop_s[0] / frame_s, task.crop_s[1] / frame_s)
         self.pooling = Pooling(D, config.features.n_mels, config.depth(name), task.spectrum)
         self.dropout = nn.Dropout(task.dropout)
         self.embedding = nn.Linear(self.pooling.size, task.embedding_dim)
@@ -62,7 +67,17 @@ class Speaker(Task):
         return {"classes": classes_B, "mask": classes_B >= 0}
 
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
-        return self._from_pooled(self.pooling(frames.of_rows(rows_B)))
+        frames = frames.of_rows(rows_B)
+        return self._from_pooled(self.pooling(self._crop(frames) if self.training and self.crop_S else frames))
+
+    def _crop(self, frames: Frames) -> Frames:
+        """A stretch of each utterance, of a drawn length at a drawn place."""
+        low, high = self.crop_S  # type: ignore[misc]
+        lengths_B = frames.lengths_B
+        draws_2B = torch.rand(2, len(lengths_B), device=lengths_B.device)
+        kept_B = torch.minimum((low + draws_2B[0] * (high - low)).round().long().clamp(min=1), lengths_B)
+        first_B = (draws_2B[1] * (lengths_B - kept_B + 1)).long().clamp(max=lengths_B - kept_B)
+        return frames.stretch(first_B, first_B + kept_B, self.mel_ratio)
 
     def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
         """The output for each span (first, last) of one utterance's encoder frames; see Pooling.over_spans."""
