@@ -67,23 +67,34 @@ def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
 
 
 def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000) -> None:
-    """Refit the speaker task's projection and voices on the first training utterances of every speaker."""
+    """Refit the speaker task's projection and voices on the first training utterances of every speaker.
+
+    Where the head is trained on stretches, two stretches of every utterance take part beside the whole.
+    """
     for name, task in model.tasks.items():
         if not isinstance(task, Speaker):
             continue
-        task.reset_projection()
+        task.mel_scale_F.copy_(model.features.scale_F)
         per_speaker = min(max(2, utterances // len(task.speakers)), 50)
         taken: Counter[str] = Counter()
-        chosen, embeddings, speakers = [], [], []
+        chosen, features, speakers = [], [], []
         for cut in cuts:
             speaker = label_of(cut, "speaker")
             if speaker in task.index and taken[speaker] < per_speaker:
                 taken[speaker] += 1
                 chosen.append(cut)
-        for batch, predictions, _ in run_batches(model, CutSet.from_cuts(chosen)):
-            embeddings += [prediction[name]["embedding"] for prediction in predictions]
-            speakers += [label_of(cut, "speaker") or "" for cut in batch.cuts]
-        task.fit(torch.stack(embeddings), speakers)
+        with torch.inference_mode(), torch.random.fork_rng():
+            torch.manual_seed(0)
+            for batch in batches(CutSet.from_cuts(chosen), model.config):
+                if not batch.cuts:
+                    continue
+                device = next(model.parameters()).device
+                shared = model.trunk(batch.audio_BN.to(device), batch.samples_B.to(device))
+                heard = model.up_to_head(name, shared)
+                for frames in (heard, task.crop(heard), task.crop(heard)) if task.crop_S else (heard,):
+                    features.append(task(frames)["features"].cpu())
+                    speakers += [label_of(cut, "speaker") or "" for cut in batch.cuts]
+            task.fit(torch.cat(features), speakers)
 
 
 def speaker_task(model: SpeechModel) -> str:

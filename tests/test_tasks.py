@@ -17,7 +17,7 @@ from speech_mtl.decode import frames_needed
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import disagreement
-from speech_mtl.tasks.pooling import PooledNorm, Pooling
+from speech_mtl.tasks.pooling import PooledNorm, Pooling, speech_spectrum
 from speech_mtl.tasks.speaker import Speaker, add_margin
 
 
@@ -119,8 +119,22 @@ def test_pooled_norm_of_one_utterance_uses_running_statistics() -> None:
 
 def trained_speakers(corpus: dict[str, str], lda_dim: int) -> Speaker:
     values = tiny_values(corpus)
-    values["tasks"]["speaker"]["lda_dim"] = lda_dim
+    values["tasks"]["speaker"] |= {"lda_dim": lda_dim, "spectrum": False}
     return Speaker("speaker", parse_config(values, "test"), [f"s{i}" for i in range(12)])
+
+
+def test_spectrum_of_speech_hears_neither_level_nor_quiet_nor_padding() -> None:
+    speech = torch.randn(1, 50, 8) * 0.5
+    lengths = torch.tensor([50])
+    alone = speech_spectrum(speech, lengths)
+    quiet = torch.full((1, 20, 8), -9.0)
+    torch.testing.assert_close(speech_spectrum(torch.cat([quiet, speech, quiet], dim=1), lengths + 40), alone)
+    torch.testing.assert_close(speech_spectrum(speech + 2.5, lengths), alone)
+    padded = torch.cat([speech, torch.full((1, 9, 8), 7.0)], dim=1)
+    torch.testing.assert_close(speech_spectrum(padded, lengths), alone)
+    mean = speech[0].mean(0)
+    torch.testing.assert_close(alone[0, :8], mean - mean.mean())
+    torch.testing.assert_close(alone[0, 8:], (speech[0].var(0, correction=0) + 1e-6).sqrt())
 
 
 def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> None:
@@ -132,7 +146,7 @@ def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> N
     shared = model.trunk(batch.audio_BN, batch.samples_B)
     task: Speaker = model.task("speaker")  # type: ignore[assignment]
     ratio, wanted = model.config.encoder.subsampling, round(0.2 / model.frame_s)
-    cropped = task._crop(shared)
+    cropped = task.crop(shared)
     assert cropped.lengths_B.tolist() == [min(wanted, n) for n in shared.lengths_B.tolist()]
     for row, length in enumerate(cropped.lengths_B.tolist()):
         block, own = shared.blocks[-1][row], cropped.blocks[-1][row, :length]
@@ -140,10 +154,9 @@ def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> N
         mel = shared.mel_BTF[row, first * ratio : first * ratio + int(cropped.mel_lengths_B[row])]
         assert torch.equal(mel, cropped.mel_BTF[row, : len(mel)]) and len(mel) == length * ratio
     short = shared._replace(lengths_B=torch.ones_like(shared.lengths_B))
-    assert task._crop(short).lengths_B.tolist() == [1, 1, 1, 1]
-    task.eval()
-    whole = task(shared)["embedding"]
-    assert torch.equal(whole, task._from_pooled(task.pooling(shared))["embedding"])
+    assert task.crop(short).lengths_B.tolist() == [1, 1, 1, 1]
+    whole = task.eval()(shared)["features"][:, :16]
+    assert torch.equal(whole, task._trained(task.pooling(shared)))  # in use it hears everything
 
 
 def test_stretches_of_frames_pool_as_spans_do(model: SpeechModel, corpus: dict[str, str]) -> None:
@@ -194,7 +207,7 @@ def test_discriminant_projection_drops_what_varies_within_a_speaker(corpus: dict
         return (of[:, None] + rng.standard_normal((12, 20, 16)) * nuisance).reshape(-1, 16)
 
     def named_rightly(embeddings: np.ndarray) -> float:
-        projected = F.normalize(torch.from_numpy(embeddings).float() @ task.projection_EE, dim=1).view(12, 20, 16)
+        projected = task.project(torch.from_numpy(embeddings).float()).view(12, 20, 16)
         references = F.normalize(projected[:, :3].mean(1), dim=1)
         hits = (projected[:, 3:] @ references.T).argmax(-1) == torch.arange(12)[:, None]
         return hits.float().mean().item()
@@ -203,9 +216,7 @@ def test_discriminant_projection_drops_what_varies_within_a_speaker(corpus: dict
     before = named_rightly(trials)
     task.fit(torch.from_numpy(utterances(voices)).float(), [f"s{i}" for i in range(12) for _ in range(20)])
     assert before < 0.5 and named_rightly(trials) > 0.8
-    assert torch.count_nonzero(task.projection_EE.abs().sum(0)) == 4
-    task.reset_projection()
-    assert torch.equal(task.projection_EE, torch.eye(16))
+    assert torch.count_nonzero(task.projection_PE.abs().sum(0)) == 4
 
 
 @pytest.mark.parametrize("lda_dim", [0, 12])
@@ -213,7 +224,7 @@ def test_too_few_speakers_for_a_projection_leave_the_embedding(corpus: dict[str,
     task = trained_speakers(corpus, lda_dim)
     embeddings = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
     task.fit(embeddings, [f"s{i % 12}" for i in range(60)])
-    assert torch.equal(task.projection_EE, torch.eye(16))
+    assert torch.equal(task.projection_PE, torch.eye(16)) and not task.offset_P.any()
     expected = F.normalize(F.normalize(embeddings[3::12], dim=1).mean(0), dim=0)
     torch.testing.assert_close(task.voices_CE[3], expected)
     output = {"embedding": F.normalize(embeddings, dim=1)}

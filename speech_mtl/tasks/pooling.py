@@ -17,6 +17,9 @@ from torch import Tensor, nn
 from speech_mtl.features import frame_mask
 from speech_mtl.tasks import Frames
 
+LOUDEST, SPEECH_NATS = 0.05, 3.0
+"""Frames within 3 nats (13 dB) of the loudest twentieth are taken for speech."""
+
 
 class Pooling(nn.Module):
     def __init__(self, d_model: int, n_mels: int, n_blocks: int, spectrum: bool = True, hidden: int = 128):
@@ -76,6 +79,21 @@ def statistics(x_BTC: Tensor, shares_BTC: Tensor) -> tuple[Tensor, Tensor]:
     mean_BC = (shares_BTC * x_BTC).sum(1)
     variance_BC = (shares_BTC * (x_BTC - mean_BC[:, None]).square()).sum(1)
     return mean_BC, (variance_BC + 1e-6).sqrt()
+
+
+def speech_spectrum(mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+    """Mean and deviation (B, 2·F) of every mel bin, in nats, over the frames that are loud enough to be speech.
+
+    The mean is relative to its own mean over the bins, so that neither the level nor the quiet around speech counts.
+    """
+    mask_BT = frame_mask(lengths_B, mel_BTF.size(1))
+    energy_BT = mel_BTF.mean(2).masked_fill(~mask_BT, -math.inf)
+    rank_B1 = (LOUDEST * lengths_B).long()[:, None]
+    loud_B1 = energy_BT.sort(dim=1, descending=True).values.gather(1, rank_B1)
+    speech_BT = mask_BT & (energy_BT >= loud_B1 - SPEECH_NATS)
+    shares_BT = speech_BT / speech_BT.sum(1, keepdim=True).clamp(min=1)
+    mean_BF, deviation_BF = statistics(mel_BTF, shares_BT[..., None])
+    return torch.cat([mean_BF - mean_BF.mean(1, keepdim=True), deviation_BF], dim=1)
 
 
 class PooledNorm(nn.BatchNorm1d):

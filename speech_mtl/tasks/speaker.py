@@ -4,8 +4,10 @@ Output 'embedding' (B, E) of length 1 and 'cosine' (B, classes). Speed perturbat
 training every speed factor has classes of its own.
 
 In use, embeddings pass a linear discriminant analysis of the training speakers' embeddings, as in Kaldi's x-vector
-recipes (Snyder et al. 2018): it drops what varies within a speaker. A training speaker is then found as an enrolled one
-is, by the mean of their embeddings: on speechocean762 that names 99 % where the softmax's own classes name 4 %.
+recipes (Snyder et al. 2018): it drops what varies within a speaker. It reads the spectrum of the speech beside what was
+trained: phrases of unseen AN4 voices then have an EER of 4.8 % instead of 9.8 %. A training speaker is found as an
+enrolled one is, by the mean of their embeddings: on speechocean762 that names 99 % where the softmax's own classes name
+4 %.
 """
 
 from __future__ import annotations
@@ -19,12 +21,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtl.tasks import Frames, Task, label_of
-from speech_mtl.tasks.pooling import Pooling
+from speech_mtl.tasks.pooling import Pooling, speech_spectrum
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
     from speech_mtl.config import Config
+
+SPECTRUM_SCALE = 0.1
+"""Of the spectrum, in nats, beside embeddings of length 1: how far the analysis' shrinkage trusts each."""
 
 
 def speed_label(speaker: str, factor: float) -> str:
@@ -33,8 +38,10 @@ def speed_label(speaker: str, factor: float) -> str:
 
 
 class Speaker(Task):
-    projection_EE: Tensor
+    offset_P: Tensor
+    projection_PE: Tensor
     voices_CE: Tensor
+    mel_scale_F: Tensor
 
     def __init__(self, name: str, config: Config, speakers: list[str]):
         super().__init__()
@@ -53,8 +60,12 @@ class Speaker(Task):
         self.embedding = nn.Linear(self.pooling.size, task.embedding_dim)
         self.centres = nn.Parameter(torch.empty(len(classes), task.embedding_dim))
         self.lda_dim = task.lda_dim
-        self.register_buffer("projection_EE", torch.eye(task.embedding_dim))
-        self.register_buffer("voices_CE", torch.zeros(len(speakers), task.embedding_dim))
+        E, n_mels = task.embedding_dim, config.features.n_mels
+        self.spectrum = task.spectrum
+        self.register_buffer("offset_P", torch.zeros(E + 2 * n_mels * task.spectrum))
+        self.register_buffer("projection_PE", torch.eye(len(self.offset_P), E))
+        self.register_buffer("voices_CE", torch.zeros(len(speakers), E))
+        self.register_buffer("mel_scale_F", torch.ones(n_mels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -68,9 +79,39 @@ class Speaker(Task):
 
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         frames = frames.of_rows(rows_B)
-        return self._from_pooled(self.pooling(self._crop(frames) if self.training and self.crop_S else frames))
+        if self.training:
+            trained_BE = self._trained(self.pooling(self.crop(frames) if self.crop_S else frames))
+            return {"embedding": trained_BE, "cosine": self._cosine(trained_BE)}
+        return self._projected(self.pooling(frames), frames.mel_BTF, frames.mel_lengths_B)
 
-    def _crop(self, frames: Frames) -> Frames:
+    def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
+        """The output for each span (first, last) of one utterance's encoder frames; see Pooling.over_spans."""
+        bounds_W2 = torch.tensor(spans, device=frames.mel_BTF.device)
+        mel = frames._replace(blocks=[]).of_rows(torch.zeros(len(spans), dtype=torch.long, device=bounds_W2.device))
+        mel = mel.stretch(bounds_W2[:, 0], bounds_W2[:, 1], mel_ratio)
+        return self._projected(self.pooling.over_spans(frames, spans, mel_ratio), mel.mel_BTF, mel.mel_lengths_B)
+
+    def _trained(self, pooled_BP: Tensor) -> Tensor:
+        return F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
+
+    def _cosine(self, trained_BE: Tensor) -> Tensor:
+        return trained_BE @ F.normalize(self.centres.float(), dim=1).T
+
+    def _projected(self, pooled_BP: Tensor, mel_BTF: Tensor, mel_lengths_B: Tensor) -> dict[str, Tensor]:
+        """In use: beside the embedding also 'features' (B, P), what it is projected from."""
+        trained_BE = features_BP = self._trained(pooled_BP)
+        if self.spectrum:
+            spectrum_BP = speech_spectrum(mel_BTF * self.mel_scale_F, mel_lengths_B)
+            features_BP = torch.cat([trained_BE, SPECTRUM_SCALE * spectrum_BP], dim=1)
+        return {
+            "embedding": self.project(features_BP), "features": features_BP, "cosine": self._cosine(trained_BE),
+        }  # fmt: skip
+
+    def project(self, features_BP: Tensor) -> Tensor:
+        """Embeddings (B, E) of length 1."""
+        return F.normalize((features_BP - self.offset_P) @ self.projection_PE, dim=1)
+
+    def crop(self, frames: Frames) -> Frames:
         """A stretch of each utterance, of a drawn length at a drawn place."""
         low, high = self.crop_S  # type: ignore[misc]
         lengths_B = frames.lengths_B
@@ -79,28 +120,21 @@ class Speaker(Task):
         first_B = (draws_2B[1] * (lengths_B - kept_B + 1)).long().clamp(max=lengths_B - kept_B)
         return frames.stretch(first_B, first_B + kept_B, self.mel_ratio)
 
-    def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
-        """The output for each span (first, last) of one utterance's encoder frames; see Pooling.over_spans."""
-        return self._from_pooled(self.pooling.over_spans(frames, spans, mel_ratio))
-
-    def _from_pooled(self, pooled_BP: Tensor) -> dict[str, Tensor]:
-        trained_BE = F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
-        embedding_BE = F.normalize(trained_BE @ self.projection_EE, dim=1)
-        return {"embedding": embedding_BE, "cosine": trained_BE @ F.normalize(self.centres.float(), dim=1).T}
-
-    def reset_projection(self) -> None:
-        """Have `embedding` be the one that is trained."""
-        self.projection_EE.copy_(torch.eye(len(self.projection_EE)))
-
-    def fit(self, embeddings_NE: Tensor, speakers: list[str]) -> None:
-        """Set projection and voices from embeddings before projection; too few speakers for the one, and it stays."""
-        if 0 < self.lda_dim < min(len(set(speakers)), len(self.projection_EE)):
+    def fit(self, features_NP: Tensor, speakers: list[str]) -> None:
+        """Set projection and voices from 'features'; with too few speakers for it the embedding is the trained one."""
+        device = self.offset_P.device
+        features_NP = features_NP.to(device)
+        self.offset_P.zero_()
+        self.projection_PE.copy_(torch.eye(*self.projection_PE.shape))
+        if 0 < self.lda_dim < min(len(set(speakers)), self.projection_PE.size(1)):
+            self.offset_P.copy_(features_NP.mean(0))
+            centred_NP = (features_NP - self.offset_P).cpu().numpy()
             # columns beyond the directions are zero, so that the size does not depend on the data
-            directions_EK = discriminant_directions(embeddings_NE.numpy(), speakers, self.lda_dim)
-            self.projection_EE.zero_()[:, : self.lda_dim] = torch.from_numpy(directions_EK)
-        projected_NE = F.normalize(embeddings_NE @ self.projection_EE.cpu(), dim=1)
+            directions_PK = discriminant_directions(centred_NP, speakers, self.lda_dim)
+            self.projection_PE.zero_()[:, : self.lda_dim] = torch.from_numpy(directions_PK)
+        projected_NE = self.project(features_NP)
         for row, speaker in enumerate(self.speakers):
-            own_N = torch.tensor([name == speaker for name in speakers])
+            own_N = torch.tensor([name == speaker for name in speakers], device=device)
             self.voices_CE[row] = F.normalize(projected_NE[own_N].sum(0), dim=0)
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
@@ -114,13 +148,13 @@ class Speaker(Task):
         return [{"embedding": e, "cosine": c} for e, c in zip(output["embedding"].cpu(), cosine.cpu(), strict=True)]
 
 
-def discriminant_directions(embeddings_NE: np.ndarray, speakers: list[str], dimensions: int) -> np.ndarray:
-    """(E, dimensions), float32: in which speakers differ most for what their own utterances differ."""
+def discriminant_directions(features_NP: np.ndarray, speakers: list[str], dimensions: int) -> np.ndarray:
+    """(P, dimensions), float32: in which speakers differ most for what their own utterances differ."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     # a little shrinkage: the covariance within speakers is measured on a few utterances of each
     lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1, n_components=dimensions)
-    return lda.fit(embeddings_NE.astype(np.float64), speakers).scalings_[:, :dimensions].astype(np.float32)
+    return lda.fit(features_NP.astype(np.float64), speakers).scalings_[:, :dimensions].astype(np.float32)
 
 
 def add_margin(cosine_BC: Tensor, classes_B: Tensor, margin: float) -> Tensor:
