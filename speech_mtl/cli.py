@@ -274,7 +274,9 @@ def _watcher(
 @app.command("transcribe")
 @guarded
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Any format that libsndfile reads.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="Any format that libsndfile reads; - is wav from stdin.")
+    ],
     fmt: Annotated[str, typer.Option("--format", "-f", help=", ".join(formats.FORMATS) + ".")] = "txt",
     out: Annotated[Path | None, typer.Option(help="Folder for one file a recording; stdout if not given.")] = None,
     stream: Annotated[

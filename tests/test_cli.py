@@ -324,6 +324,22 @@ def test_a_real_process_pipes_json_and_nothing_else(place: Path, model: Path) ->
     assert "Traceback" not in stderr and "bad.wav" in stderr.splitlines()[-1]
 
 
+def test_sound_comes_through_a_pipe_too(place: Path, model: Path) -> None:
+    """With the length that ffmpeg writes, which it does not know yet."""
+    content = bytearray((place / "0.wav").read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = b"\xff\xff\xff\xff"
+    expected = json.loads(call("transcribe", place / "0.wav", "-m", model, "-f", "json").stdout)
+    for given, code in ((bytes(content), 0), (b"no audio" * 100, 1)):
+        command = [sys.executable, "-m", "speech_mtl", "transcribe", "-", "-m", str(model), "-f", "json"]
+        done = subprocess.run(command, input=given, capture_output=True, timeout=120)
+        assert done.returncode == code and b"Traceback" not in done.stderr
+        if code == 0:
+            assert json.loads(done.stdout) == expected | {"audio": "-"}
+        else:
+            assert b"error: -: not readable as audio" in done.stderr and b"expected wav" in done.stderr
+
+
 def test_full_disk_is_an_error_without_traceback(place: Path, model: Path) -> None:
     if not os.path.exists("/dev/full"):
         pytest.skip("this system has no /dev/full")
