@@ -17,7 +17,7 @@ from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, Level, open_soun
 from speech_mtl.diarize import MARGIN_S, Phrase, phrases_of
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks.asr import ASR
-from speech_mtl.windows import Stitch, Stretch, Window, heard_together, windows
+from speech_mtl.windows import Stitch, Stretch, Window, heard_together, joined, windows
 
 
 @dataclass
@@ -58,13 +58,12 @@ def listen(
     done = 0
     for heard, window, core in heard_together(model, _windows(model, audios), asr.name, others):
         if window is not None and core is not None:
-            for stretch in heard.stitch.add(core, window.ends):
-                answer = asr.transcribe(stretch.log_probs_SV)
-                if "without" in answer:
-                    heard.texts.append((answer["text"], answer["without"]))
-                phrases = phrases_in(model, stretch, answer["words"])
-                heard.phrases += phrases
-                on_phrases(heard, phrases)
+            complete = heard.stitch.add(core, window.ends)
+            answers = [asr.transcribe(stretch.log_probs_SV) for stretch in complete]
+            heard.texts += [(answer["text"], answer["without"]) for answer in answers if "without" in answer]
+            phrases = phrases_in(model, complete, [answer["words"] for answer in answers])
+            heard.phrases += phrases
+            on_phrases(heard, phrases)
             on_progress(done + min(1.0, window.last / max(1, heard.samples)))
             continue
         done += 1
@@ -84,29 +83,33 @@ def _windows(model: SpeechModel, audios: Iterable[Audio]) -> Iterator[tuple[Hear
 
 
 @torch.inference_mode()
-def phrases_in(model: SpeechModel, stretch: Stretch, words: list[decode.Word]) -> list[Phrase]:
-    """The words of a stretch in phrases, each with what the other heads say of its frames."""
+def phrases_in(model: SpeechModel, stretches: list[Stretch], words: list[list[decode.Word]]) -> list[Phrase]:
+    """The words of stretches in a row, in phrases, each with what the other heads say of its frames.
+
+    One call of a head for all of them: most of its time is that of the call.
+    """
     frame_s, ratio = model.frame_s, model.config.encoder.subsampling
-    runs = phrases_of(words)
-    if not runs:
-        return []
     margin = round(MARGIN_S / frame_s)
-    edges = [(round(run[0].start_s / frame_s), round(run[-1].end_s / frame_s)) for run in runs]
-    spans = [(max(0, first - margin), min(len(stretch.log_probs_SV), last + margin)) for first, last in edges]
+    runs: list[list[decode.Word]] = []
+    spans: list[tuple[int, int]] = []
+    begin = 0  # of the stretch, in the joined frames
+    for stretch, own in zip(stretches, words, strict=True):
+        size = len(stretch.log_probs_SV)
+        for run in phrases_of(own):
+            first, last = round(run[0].start_s / frame_s), round(run[-1].end_s / frame_s)
+            spans.append((begin + max(0, first - margin), begin + min(size, last + margin)))
+            runs.append([_moved(word, stretch.start * frame_s) for word in run])
+        begin += size
     voices: np.ndarray | None = None
     labels: dict[str, np.ndarray] = {}
-    for name, frames in stretch.frames.items():
+    for name, frames in joined(stretches).frames.items() if runs else []:
         output = model.task(name).over_spans(frames, spans, ratio)  # type: ignore[operator]
         if model.config.tasks[name].type == "classify":
             labels[name] = output["log_probs"].cpu().numpy()
         else:
             voices = output["embedding"].cpu().numpy()
     return [
-        Phrase(
-            [_moved(word, stretch.start * frame_s) for word in run],
-            None if voices is None else voices[i],
-            {name: said[i] for name, said in labels.items()},
-        )
+        Phrase(run, None if voices is None else voices[i], {name: said[i] for name, said in labels.items()})
         for i, run in enumerate(runs)
     ]
 

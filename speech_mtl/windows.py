@@ -25,6 +25,9 @@ CORE_S = 30.0
 """A window's core, at most; its end is looked for in the last quarter."""
 CONTEXT_S = 4.0
 """What the encoder hears on either side of a core. The blocks together reach further, but no word changes with more."""
+GRID_S = 1.0
+"""Windows last a multiple of this where there is more to hear: the kernels made for a length serve again, and their
+number, which is kept in memory, does not grow with the recording."""
 SKIPPED_S = 1.0
 """Digital silence from this length on is not listened to."""
 MARGIN_S = 0.24
@@ -114,11 +117,11 @@ def windows(
     `cell` is the number of samples in an encoder frame; windows and cores start at multiples of it.
     """
     held = _Held(blocks, cell)
-    core, context = (max(1, round(seconds * rate / cell)) * cell for seconds in (core_s, context_s))
+    core, context, grid = (max(1, round(seconds * rate / cell)) * cell for seconds in (core_s, context_s, GRID_S))
     least, margin = round(SKIPPED_S * rate / cell), round(MARGIN_S * rate / cell) * cell
     sound_start = first = 0
     while True:
-        held.read_to(first + core + context)
+        held.read_to(first + core + context + grid)
         if first >= held.end:
             return
         run = held.silent_run(first, least)
@@ -137,7 +140,8 @@ def windows(
         ends = limit - first <= core and (run is not None or held.complete)
         last = limit if ends else _quietest(held, first + core * 3 // 4, min(first + core, limit))
         start = max(sound_start, first - context)
-        yield Window(held.part(start, min(limit, last + context)), start, first, last, ends)
+        heard_to = start - (start - last - context) // grid * grid
+        yield Window(held.part(start, min(limit, heard_to)), start, first, last, ends)
         first = run[0] if ends and run is not None else last
         held.forget_before(first - context)
 
@@ -236,11 +240,11 @@ class Stitch:
 
     def add(self, core: Stretch, ends: bool) -> list[Stretch]:
         """What is complete with this core; all of it where the sound ends."""
-        joined = _joined([*self.pending, core])
-        places = [] if ends else _pauses(self.model, joined.log_probs_SV, self.opens_word)
-        bounds = [0, *places, len(joined.log_probs_SV)]
+        whole = joined([*self.pending, core])
+        places = [] if ends else _pauses(self.model, whole.log_probs_SV, self.opens_word)
+        bounds = [0, *places, len(whole.log_probs_SV)]
         ratio = self.model.config.encoder.subsampling
-        parts = [_part(joined, first, last, ratio) for first, last in zip(bounds, bounds[1:], strict=False)]
+        parts = [_part(whole, first, last, ratio) for first, last in zip(bounds, bounds[1:], strict=False)]
         self.pending = [] if ends else [parts.pop()]
         return [part for part in parts if len(part.log_probs_SV)]
 
@@ -261,7 +265,8 @@ def cut_frames(frames: Frames, low: int, high: int, ratio: int) -> Frames:
     return Frames(mel_BTF, torch.tensor([mel_BTF.size(1)], device=mel_BTF.device), blocks, lengths)
 
 
-def _joined(parts: list[Stretch]) -> Stretch:
+def joined(parts: list[Stretch]) -> Stretch:
+    """Stretches in a row as one."""
     if len(parts) == 1:
         return parts[0]
     frames = {name: _chained([part.frames[name] for part in parts]) for name in parts[0].frames}

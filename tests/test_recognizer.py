@@ -203,7 +203,7 @@ def test_tasks_the_model_lacks_are_named(tmp_path: Path) -> None:
     a = (speech(1.0), RATE)
     listener = Recognizer.from_pretrained(save_tiny(tmp_path / "asr", speaker=None), db=tmp_path / "s.db")
     result = listener.transcribe(a)
-    assert result.text and result.segments[0].speaker is None and not result.notes
+    assert result.text and result.segments[0].speaker is None and not result.speakers
     assert format_result(result, "rttm") == ""
     with pytest.raises(CheckpointError, match="no speaker task; its tasks: asr"):
         listener.identify(a)
