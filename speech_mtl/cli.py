@@ -34,7 +34,7 @@ from speech_mtl.cli_options import (
 from speech_mtl.terminal import bad_ones_last, fail, guarded, note, progress
 
 if TYPE_CHECKING:
-    from speech_mtl.recognizer import Result, Segment
+    from speech_mtl.recognizer import Recognizer, Result, Segment
 
 # rich's boxes around the help would cost a third of the start
 app = typer.Typer(
@@ -315,24 +315,31 @@ def transcribe(
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
     recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding))
 
-    def stream_line(name: str, segment: Segment) -> None:
+    _transcribe(recognizer, files, fmt, targets, stream, count)
+
+
+def _transcribe(
+    recognizer: Recognizer, files: list[Path], fmt: str, targets: dict[Path, Path], stream: bool, count: int | None
+) -> None:
+    """The files' results to their targets, or to stdout where there are none."""
+    from speech_mtl.audio import AudioError
+
+    def early(name: str, segment: Segment) -> None:
         typer.echo(formats.stream_line(name, segment, fmt), nl=False)
 
     def write(file: Path, result: Result) -> None:
         for remark in result.notes:
             note(f"{file}: {remark}")
         text = formats.format_result(result, fmt)
-        if out is None:
+        if file not in targets:
             typer.echo(text, nl=False)
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            targets[file].write_text(text, encoding="utf-8")
-            note(f"written: {targets[file]}")
-
-    from speech_mtl.audio import AudioError
+            return
+        targets[file].parent.mkdir(parents=True, exist_ok=True)
+        targets[file].write_text(text, encoding="utf-8")
+        note(f"written: {targets[file]}")
 
     with bad_ones_last("transcribing", files) as (show, bad):
-        results = recognizer.transcribe_all(files, show, count, stream_line if stream else None)
+        results = recognizer.transcribe_all(files, show, count, early if stream else None)
         for file, result in zip(files, results, strict=True):
             try:
                 if isinstance(result, AudioError):

@@ -164,7 +164,8 @@ def _html(result: Result) -> str:
     from speech_mtl.report.transcript import transcript_page
 
     try:
-        return transcript_page(asdict(result)) + "\n"
+        shown = replace(result, notes=[*result.notes, *filter(None, [result.damage])])
+        return transcript_page(asdict(shown)) + "\n"
     except (OSError, RuntimeError) as error:
         raise AudioError(f"{result.audio}: the page's sound cannot be read ({error}); expected the file") from None
 

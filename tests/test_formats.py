@@ -170,6 +170,7 @@ def test_html_holds_the_sound_and_every_word_by_voice_and_loads_nothing(result: 
     assert re.findall(r'<input type="checkbox" checked value="([^"]*)">', page) == ["Ann Lee", "bob", "unknown"]
     assert re.findall(r'data-voice="([^"]*)"', page) == ["Ann Lee", "bob", "unknown", "bob"]
     assert "score 0.83" in page and "clipped: a little" in page
+    assert "truncated after 8 s" in format_result(dataclasses.replace(result, damage="truncated after 8 s"), "html")
 
 
 def test_html_of_a_model_that_names_nobody_has_no_boxes(result: Result) -> None:
