@@ -21,7 +21,7 @@ from speech_mtl.windows import Stitch, Stretch, Window, heard_together, joined, 
 
 
 @dataclass
-class Heard:
+class Hearing:
     """A recording, as far as it was listened to."""
 
     name: str
@@ -45,10 +45,10 @@ class Heard:
             self.damage = error
 
 
-def listen(
+def hear_all(
     model: SpeechModel, asr: ASR, audios: Iterable[Audio], on_progress: Callable[[float], None],
-    on_phrases: Callable[[Heard, list[Phrase]], None],
-) -> Iterator[Heard | AudioError]:  # fmt: skip
+    on_phrases: Callable[[Hearing, list[Phrase]], None],
+) -> Iterator[Hearing | AudioError]:  # fmt: skip
     """One answer a recording, in the order given: AudioError where nothing of it can be used.
 
     `on_progress` sees the number of recordings done and the share of the next; `on_phrases` what is final, as it comes.
@@ -72,11 +72,11 @@ def listen(
         yield heard.damage if unusable and heard.damage is not None else heard
 
 
-def _windows(model: SpeechModel, audios: Iterable[Audio]) -> Iterator[tuple[Heard, Window | None]]:
+def _windows(model: SpeechModel, audios: Iterable[Audio]) -> Iterator[tuple[Hearing, Window | None]]:
     """The windows of every recording, and None after its last."""
     rate = model.config.features.sample_rate
     for audio in audios:
-        heard = Heard("samples" if isinstance(audio, tuple) else str(audio), Stitch(model))
+        heard = Hearing("samples" if isinstance(audio, tuple) else str(audio), Stitch(model))
         for window in windows(heard.blocks(audio, rate), rate, model.frame_samples):
             yield heard, window
         yield heard, None

@@ -23,7 +23,7 @@ from speech_mtl.audio import Audio, AudioError, Level, open_sound, watched
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.diarize import Phrase, Population, Voices, find_voices
 from speech_mtl.language import Decoder, Decoding
-from speech_mtl.listening import Heard, listen
+from speech_mtl.listening import Hearing, hear_all
 from speech_mtl.model import SpeechModel
 from speech_mtl.speakers import UNKNOWN, SpeakerDatabase, default_path, identify, normalized
 from speech_mtl.tasks.asr import ASR
@@ -206,14 +206,14 @@ class Recognizer:
             raise ValueError(f"speakers={speakers}; expected 1 or more")
         asr = asr_of(self.model)
 
-        def on_phrases(heard: Heard, phrases: list[Phrase]) -> None:
+        def on_phrases(heard: Hearing, phrases: list[Phrase]) -> None:
             for segment in self._provisional(heard, phrases) if on_segment else []:
                 on_segment(heard.name, segment)  # type: ignore[misc]
 
-        for heard in listen(self.model, asr, audios, on_progress, on_phrases):
+        for heard in hear_all(self.model, asr, audios, on_progress, on_phrases):
             yield heard if isinstance(heard, AudioError) else self._result(heard, asr, speakers)
 
-    def _result(self, heard: Heard, asr: ASR, speakers: int | None) -> Result:
+    def _result(self, heard: Hearing, asr: ASR, speakers: int | None) -> Result:
         duration_s = round(heard.level.samples / self.sample_rate, 3)
         segments, voices = self._named(heard.phrases, speakers, duration_s)
         notes = [heard.level.note] if heard.level.note else [] if segments else ["no words were recognised"]
@@ -225,7 +225,7 @@ class Recognizer:
         damage = str(heard.damage or "")
         return Result(heard.name, duration_s, self.threshold, segments, notes, voices, self.model.fingerprint, damage)
 
-    def _provisional(self, heard: Heard, phrases: list[Phrase]) -> list[Segment]:
+    def _provisional(self, heard: Hearing, phrases: list[Phrase]) -> list[Segment]:
         """Phrases in segments, named where an enrolled voice is heard in them; the other voices are not told apart."""
         names, references = self._references()
         embeddings = [phrase.embedding for phrase in phrases]
