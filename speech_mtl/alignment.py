@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from speech_mtl import decode
-from speech_mtl.audio import Audio, Level, open_sound
+from speech_mtl.audio import Audio, Level, open_sound, watched
 from speech_mtl.language import DecodingError
 from speech_mtl.model import SpeechModel
-from speech_mtl.recognizer import Recognizer, Result, Segment, Word, asr_of, watched
+from speech_mtl.recognizer import Recognizer, Result, Segment, Word, asr_of
 from speech_mtl.tasks.asr import ASR
 from speech_mtl.text import Tokenizer, normalize
 from speech_mtl.windows import cores

@@ -1,16 +1,19 @@
 """Audio files to samples: any file libsndfile reads -> float32 mono (N,) at the model's rate, or an AudioError.
 
 `open_sound` reads a recording of any length from front to back in blocks, `load_audio` all of it; both give the same
-samples. Imports neither torch nor librosa: a bad file is refused before anything heavy is loaded.
+samples. Of a damaged file, what can be read comes before the error. Imports neither torch nor librosa: a bad file is
+refused before anything heavy is loaded.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from io import FileIO
 from math import ceil, gcd
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -18,6 +21,8 @@ import soundfile
 Audio = str | Path | tuple[np.ndarray, int]
 """A file, or samples (N,) or (N, channels) with their rate in Hz."""
 
+PIPE = Path("-")
+"""Stands for stdin, through which wav alone can be read: other formats need going back in the file."""
 MIN_DURATION_S = 0.1
 """Shorter sounds have too few frames for a text or a voice."""
 BLOCK_S = 30.0
@@ -62,6 +67,16 @@ def open_sound(audio: Audio, sample_rate: int) -> Sound:
     return Sound(name, ceil(promised * sample_rate / rate), resampled(mono, rate, sample_rate))
 
 
+def watched(
+    sound: Sound, level: Level, on_progress: Callable[[float], None] = lambda share: None
+) -> Iterator[np.ndarray]:
+    """The sound's blocks, each added to the level and told of as it passes."""
+    for block in sound.blocks:
+        level.add(block)
+        on_progress(min(1.0, level.samples / max(1, sound.samples)))
+        yield block
+
+
 def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     """The recording's samples as float32 mono (N,) at `sample_rate` in Hz, channels averaged. Raises AudioError."""
     return np.concatenate(list(open_sound(path, sample_rate).blocks))
@@ -76,6 +91,11 @@ def as_mono(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
 
 
 def _opened(path: Path) -> soundfile.SoundFile:
+    if path == PIPE:
+        try:
+            return soundfile.SoundFile(0, closefd=False)
+        except RuntimeError as error:
+            raise _unreadable(path, error) from None
     try:
         size = path.stat().st_size
     except OSError as error:
@@ -85,40 +105,85 @@ def _opened(path: Path) -> soundfile.SoundFile:
         raise AudioError(f"{path}: {found}; expected an audio file")
     try:
         file = soundfile.SoundFile(path)
+        if file.format in ("WAV", "WAVEX") and file.frames == 0 and (place := _unwritten_size(path)):
+            file.close()
+            file = soundfile.SoundFile(_Unfinished(path, place))
     except (RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors; TypeError: .raw, without a header
         raise _unreadable(path, error) from None
-    for promised, found in re.findall(r":\s*(\d+) \(should be (\d+)\)", file.extra_info):
-        # libsndfile shortens `frames` of most formats to what is there and notes the difference in its log only;
-        # some writers miscount the header's own bytes, hence the 64
-        if int(found) + 64 < int(promised) < STREAMED_BYTES:
-            file.close()
-            raise AudioError(f"{path}: truncated: the header promises {promised} bytes, the file holds {found}")
     return file
 
 
+class _Unfinished(FileIO):
+    """A WAV file whose writer has not yet said how long it is, read as if it had promised all that follows."""
+
+    def __init__(self, path: Path, place: int):
+        super().__init__(path)
+        self.place = place
+        """Of the four bytes that hold the sound's size."""
+
+    def readinto(self, buffer: Any) -> int:
+        start = self.tell()
+        size = super().readinto(buffer) or 0
+        for byte in range(max(start, self.place), min(start + size, self.place + 4)):
+            buffer[byte - start : byte - start + 1] = b"\xff"
+        return size
+
+
+def _unwritten_size(path: Path) -> int:
+    """Where a WAV file gives its sound's size, if that is 0 although bytes follow; else 0."""
+    with open(path, "rb") as file:
+        head = file.read(4096)
+    place = head.find(b"data") + 4
+    return place if place > 4 and head[place : place + 4] == bytes(4) and len(head) > place + 4 else 0
+
+
 def _read(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
-    """(N, channels) at the file's rate, block by block; raises AudioError where the file breaks off."""
-    found = 0
+    """(N, channels) at the file's rate, block by block; where the file breaks off raises AudioError, after the rest."""
+    found, broken = 0, None
     with file:
-        # the number of samples is an estimate in MP3 files
-        promised = int(0.95 * file.frames) if file.format == "MP3" else file.frames
-        while True:
+        while broken is None:
+            pieces: list[np.ndarray] = []
             try:
-                samples_NC = file.read(round(BLOCK_S * file.samplerate), dtype="float32", always_2d=True)
+                # a second at a time: libsndfile gives nothing of a piece that it cannot read to its end
+                while len(pieces) < BLOCK_S and len(piece := file.read(file.samplerate, "float32", always_2d=True)):
+                    pieces.append(piece)
+                    found += len(piece)
             except RuntimeError as error:
-                raise _unreadable(path, error, found / file.samplerate) from None
-            if not len(samples_NC):
+                broken = error
+            if not pieces:
                 break
-            found += len(samples_NC)
-            yield samples_NC
-    if found < promised:
-        raise AudioError(f"{path}: truncated: the header promises {promised} samples, {found} can be read")
+            yield np.concatenate(pieces)
+        if broken is not None:
+            raise _unreadable(path, broken, found / file.samplerate)
+        if complaint := _cut_short(file, found):
+            raise AudioError(f"{path}: {complaint}")
+
+
+def _cut_short(file: soundfile.SoundFile, found: int) -> str | None:
+    """What is wrong with a file of which `found` samples could be read, if it promises more."""
+    for promised, there in re.findall(r":\s*(\d+) \(should be (\d+)\)", file.extra_info):
+        # libsndfile shortens `frames` of most formats to what is there and notes the difference in its log only;
+        # some writers miscount the header's own bytes, hence the 64
+        if int(there) + 64 < int(promised) < STREAMED_BYTES:
+            return (
+                f"truncated or still being written: the header promises {promised} bytes, the file holds {there}, "
+                f"{found / file.samplerate:.1f} s of sound"
+            )
+    if isinstance(file.name, _Unfinished):
+        return f"still being written, or never closed: the header promises 0 bytes of the {found} samples there are"
+    # the number of samples is an estimate in MP3 files
+    promised_samples = int(0.95 * file.frames) if file.format == "MP3" else file.frames
+    if not file.seekable():  # through a pipe nobody knows the length
+        return None
+    if found < promised_samples:  # ogg files are read on beyond what is damaged, where it was is not to be learnt
+        return f"truncated or damaged: the header promises {promised_samples} samples, {found} can be read"
+    return None
 
 
 def _unreadable(path: Path, error: Exception, after_s: float = 0.0) -> AudioError:
     reason = str(error).strip().splitlines()[0].removesuffix(": ''")
     place = f" after {after_s:.1f} s" if after_s else ""
-    kinds = "a complete file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...)"
+    kinds = "a complete file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...)" if path != PIPE else "wav"
     return AudioError(f"{path}: not readable as audio or damaged{place} ({reason}); expected {kinds}")
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -31,7 +31,10 @@ from speech_mtl.cli_options import (
     load_recognizer,
     with_remarks,
 )  # fmt: skip
-from speech_mtl.terminal import fail, for_each_file, guarded, note, progress
+from speech_mtl.terminal import bad_ones_last, fail, guarded, note, progress
+
+if TYPE_CHECKING:
+    from speech_mtl.recognizer import Recognizer, Result, Segment
 
 # rich's boxes around the help would cost a third of the start
 app = typer.Typer(
@@ -271,9 +274,14 @@ def _watcher(
 @app.command("transcribe")
 @guarded
 def transcribe(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...", help="Any format that libsndfile reads.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="Any format that libsndfile reads; - is wav from stdin.")
+    ],
     fmt: Annotated[str, typer.Option("--format", "-f", help=", ".join(formats.FORMATS) + ".")] = "txt",
     out: Annotated[Path | None, typer.Option(help="Folder for one file a recording; stdout if not given.")] = None,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="Words on stdout as soon as they are final, ahead of the result's names.")
+    ] = False,
     model: Model = None,
     db: Db = None,
     threshold: Cosine = None,
@@ -289,6 +297,9 @@ def transcribe(
 ) -> None:
     """Who said what: text, times and enrolled speakers. json gives one object a line.
 
+    With --stream words come as they are final, as lines that begin with ~, or as json objects with "provisional": true;
+    who said them is settled at the recording's end, by the result that follows.
+
     \b
     Example: speech-mtl transcribe meeting.wav --format srt --out subtitles
     """
@@ -296,25 +307,48 @@ def transcribe(
         raise typer.BadParameter(f"--format {fmt}; accepted: {', '.join(formats.FORMATS)}")
     if out is None and len(files) > 1 and fmt not in formats.JOINABLE:
         raise typer.BadParameter(f"several recordings as {fmt} do not fit in one stream; give --out DIR")
+    if stream and out is None and fmt not in ("txt", "json"):
+        raise typer.BadParameter(f"--stream writes to stdout, where {fmt} would not be alone; give --out DIR")
     targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}
     if len(set(targets.values())) < len(targets):
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
     recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding))
 
-    def work(file: Path, show: Callable[[float], None]) -> None:
-        result = recognizer.transcribe(file, on_progress=show, speakers=count)
+    _transcribe(recognizer, files, fmt, targets, stream, count)
+
+
+def _transcribe(
+    recognizer: Recognizer, files: list[Path], fmt: str, targets: dict[Path, Path], stream: bool, count: int | None
+) -> None:
+    """The files' results to their targets, or to stdout where there are none."""
+    from speech_mtl.audio import AudioError
+
+    def early(name: str, segment: Segment) -> None:
+        typer.echo(formats.stream_line(name, segment, fmt), nl=False)
+
+    def write(file: Path, result: Result) -> None:
         for remark in result.notes:
             note(f"{file}: {remark}")
         text = formats.format_result(result, fmt)
-        if out is None:
+        if file not in targets:
             typer.echo(text, nl=False)
-        else:
-            out.mkdir(parents=True, exist_ok=True)
-            targets[file].write_text(text, encoding="utf-8")
-            note(f"written: {targets[file]}")
+            return
+        targets[file].parent.mkdir(parents=True, exist_ok=True)
+        targets[file].write_text(text, encoding="utf-8")
+        note(f"written: {targets[file]}")
 
-    for_each_file("transcribing", files, work)
+    with bad_ones_last("transcribing", files) as (show, bad):
+        results = recognizer.transcribe_all(files, show, count, early if stream else None)
+        for file, result in zip(files, results, strict=True):
+            try:
+                if isinstance(result, AudioError):
+                    raise result
+                write(file, result)
+                if result.damage:
+                    bad.append(f"{result.damage}; what comes before is transcribed")
+            except AudioError as error:
+                bad.append(str(error))
 
 
 @app.command("demo")

@@ -7,17 +7,19 @@ column, json everything. rttm and ctm follow NIST's RT-09 and sclite definitions
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from itertools import groupby
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from speech_mtl.recognizer import Result, Segment, Word
 
-CUE_MAX_S = 6.0
-CUE_MAX_CHARACTERS = 84
-"""Subtitles: two lines of 42 characters, as broadcasters' guidelines have it."""
+CUE_MAX_S = 7.0
+CUE_LINES, CUE_LINE = 2, 42
+"""Subtitles: two lines of 42 characters for at most 7 s, as broadcasters' guidelines have it."""
 CUE_MAX_PAUSE_S = 1.5
 """A longer pause between words opens a new subtitle."""
 
@@ -30,6 +32,14 @@ def format_result(result: Result, fmt: str) -> str:
     if fmt not in FORMATS:
         raise ValueError(f"format '{fmt}'; accepted: {', '.join(FORMATS)}")
     return FORMATS[fmt](result)
+
+
+def stream_line(name: str, segment: Segment, fmt: str) -> str:
+    """What is final of a recording before its end, as one line: the words; the speaker may still change."""
+    if fmt == "json":
+        return json.dumps({"provisional": True, "audio": name} | asdict(segment), ensure_ascii=False) + "\n"
+    speaker = f"  [{segment.speaker}?]" if segment.speaker else ""
+    return f"~ {name}  {segment.start_s:.2f}-{segment.end_s:.2f}{speaker}  {segment.text}\n"
 
 
 def who(segment: Segment, threshold: float) -> str:
@@ -58,22 +68,26 @@ def _json(result: Result) -> str:
 
 def _srt(result: Result) -> str:
     blocks = []
-    for number, (segment, words) in enumerate(_cues(result), start=1):
-        name = who(segment, result.threshold.value)
-        text = " ".join(word.text for word in words)
+    threshold = result.threshold.value
+    for number, (label, _, words) in enumerate(_cues(result, lambda segment: _bracketed(who(segment, threshold))), 1):
         times = f"{_clock(words[0].start_s, ',')} --> {_clock(words[-1].end_s, ',')}"
-        blocks.append(f"{number}\n{times}\n{f'[{name}] ' if name else ''}{text}\n")
+        lines = _lines(label, words)
+        blocks.append("\n".join([str(number), times, *lines, ""]))
     return "\n".join(blocks)
+
+
+def _bracketed(name: str) -> str:
+    return f"[{name}] " if name else ""
 
 
 def _vtt(result: Result) -> str:
     """The voice tag holds the name alone, for players that style by it; the score stands in the cue's identifier."""
     blocks = [f"WEBVTT\n\nNOTE {_escape(result.threshold.note)}\n"]
-    for number, (segment, words) in enumerate(_cues(result), start=1):
+    for number, (_, segment, words) in enumerate(_cues(result, lambda segment: ""), 1):
         identifier = " ".join(filter(None, [str(number), _escape(who(segment, result.threshold.value))]))
         voice = f"<v {_escape(segment.speaker)}>" if segment.speaker else ""
-        text = _escape(" ".join(word.text for word in words))
         times = f"{_clock(words[0].start_s, '.')} --> {_clock(words[-1].end_s, '.')}"
+        text = _escape("\n".join(_lines("", words)))
         blocks.append(f"{identifier}\n{times}\n{voice}{text}\n")
     return "\n".join(blocks)
 
@@ -150,7 +164,8 @@ def _html(result: Result) -> str:
     from speech_mtl.report.transcript import transcript_page
 
     try:
-        return transcript_page(asdict(result)) + "\n"
+        shown = replace(result, notes=[*result.notes, *filter(None, [result.damage])])
+        return transcript_page(asdict(shown)) + "\n"
     except (OSError, RuntimeError) as error:
         raise AudioError(f"{result.audio}: the page's sound cannot be read ({error}); expected the file") from None
 
@@ -163,24 +178,38 @@ JOINABLE = {"txt", "json", "rttm", "ctm"}
 """Formats whose results may follow one another in one stream."""
 
 
-def _cues(result: Result) -> list[tuple[Segment, list[Word]]]:
-    """The words of every segment in groups short enough for a subtitle."""
-    cues: list[tuple[Segment, list[Word]]] = []
+def _cues(result: Result, label_of: Callable[[Segment], str]) -> Iterator[tuple[str, Segment, list[Word]]]:
+    """The words in groups short enough for a subtitle with its label: one speaker each, cut at the longest pauses."""
     for segment in result.segments:
-        group: list[Word] = []
-        for word in segment.words:
-            characters = sum(len(w.text) + 1 for w in group) + len(word.text)
-            if group and (
-                word.end_s - group[0].start_s > CUE_MAX_S
-                or word.start_s - group[-1].end_s > CUE_MAX_PAUSE_S
-                or characters > CUE_MAX_CHARACTERS
-            ):
-                cues.append((segment, group))
-                group = []
-            group.append(word)
-        if group:
-            cues.append((segment, group))
-    return cues
+        for speaker, spoken in groupby(segment.words, key=lambda word: word.speaker):
+            own = segment if speaker == segment.speaker else replace(segment, speaker=speaker, score=None)
+            label, words = label_of(own), list(spoken)
+            while words:
+                size = _cue_size(label, words)
+                yield label, own, words[:size]
+                words = words[size:]
+
+
+def _cue_size(label: str, words: list[Word]) -> int:
+    """How many of the words, at least one, the next subtitle takes."""
+    size = 1
+    while (
+        size < len(words)
+        and words[size].start_s - words[size - 1].end_s <= CUE_MAX_PAUSE_S
+        and words[size].end_s - words[0].start_s <= CUE_MAX_S
+        # a name that fills a line leaves another one for the words
+        and len(_lines(label, words[: size + 1])) <= max(CUE_LINES, len(wrap(label, CUE_LINE)) + 1)
+    ):
+        size += 1
+    if size == len(words) or words[size].start_s - words[size - 1].end_s > CUE_MAX_PAUSE_S:
+        return size
+    cuts = range(size // 2 + 1, size + 1)
+    return max(cuts, key=lambda cut: (round(words[cut].start_s - words[cut - 1].end_s, 2), cut))
+
+
+def _lines(label: str, words: list[Word]) -> list[str]:
+    text = label + " ".join(word.text for word in words)
+    return wrap(text, CUE_LINE, break_long_words=False, break_on_hyphens=False)
 
 
 def _clock(time_s: float, decimal: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn, ParamSpec
@@ -86,19 +86,27 @@ def progress(what: str, total: float | None = None) -> Iterator[Callable[[float]
         yield lambda done: bar.update(task, completed=done)
 
 
+@contextmanager
+def bad_ones_last(what: str, files: Sequence[Path]) -> Iterator[tuple[Callable[[float], None], list[str]]]:
+    """A bar that counts files, and a list for what is wrong with some: it is shown last, with exit code 1."""
+    bad: list[str] = []
+    with progress(what, len(files)) as show:
+        yield show, bad
+    if bad and len(files) > 1:
+        note(f"{len(files) - len(bad)} of {len(files)} files done; not done:")
+    if bad:
+        fail("\n".join(bad))
+
+
 def for_each_file(what: str, files: Iterable[Path], work: Callable[[Path, Callable[[float], None]], object]) -> None:
     """`work(file, show_share_done)` for every file; the bad ones are listed at the end, and the exit code is then 1."""
     from speech_mtl.audio import AudioError
 
-    files, bad = list(files), []
-    with progress(what, len(files)) as show:
+    files = list(files)
+    with bad_ones_last(what, files) as (show, bad):
         for i, file in enumerate(files):
             try:
                 work(file, lambda share, i=i: show(i + share))  # type: ignore[misc]
             except AudioError as error:
                 bad.append(str(error))
             show(i + 1)
-    if bad and len(files) > 1:
-        note(f"{len(files) - len(bad)} of {len(files)} files done; not done:")
-    if bad:
-        fail("\n".join(bad))

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +25,9 @@ CORE_S = 30.0
 """A window's core, at most; its end is looked for in the last quarter."""
 CONTEXT_S = 4.0
 """What the encoder hears on either side of a core. The blocks together reach further, but no word changes with more."""
+GRID_S = 1.0
+"""Windows last a multiple of this where there is more to hear: the kernels made for a length serve again, and their
+number, which is kept in memory, does not grow with the recording."""
 SKIPPED_S = 1.0
 """Digital silence from this length on is not listened to."""
 MARGIN_S = 0.24
@@ -32,6 +36,13 @@ PAUSE_S = 0.5
 """Without a token for so long, what came before can be decoded by itself."""
 STRETCH_S = 60.0
 """Longer than this nothing is held back for want of a pause."""
+BATCH_S = 20.0
+"""Windows heard together last no longer than this with their padding, and longer ones are heard alone: on one thread
+windows of 1 to 3 s take 0.5 to 0.7 of the time in batches of 8, from 10 s on batches gain nothing."""
+POOL = 64
+"""Short windows are gathered, so many at most, to be batched with those of their length."""
+
+K = TypeVar("K")
 
 
 @dataclass(frozen=True)
@@ -106,11 +117,11 @@ def windows(
     `cell` is the number of samples in an encoder frame; windows and cores start at multiples of it.
     """
     held = _Held(blocks, cell)
-    core, context = (max(1, round(seconds * rate / cell)) * cell for seconds in (core_s, context_s))
+    core, context, grid = (max(1, round(seconds * rate / cell)) * cell for seconds in (core_s, context_s, GRID_S))
     least, margin = round(SKIPPED_S * rate / cell), round(MARGIN_S * rate / cell) * cell
     sound_start = first = 0
     while True:
-        held.read_to(first + core + context)
+        held.read_to(first + core + context + grid)
         if first >= held.end:
             return
         run = held.silent_run(first, least)
@@ -129,7 +140,8 @@ def windows(
         ends = limit - first <= core and (run is not None or held.complete)
         last = limit if ends else _quietest(held, first + core * 3 // 4, min(first + core, limit))
         start = max(sound_start, first - context)
-        yield Window(held.part(start, min(limit, last + context)), start, first, last, ends)
+        heard_to = start - (start - last - context) // grid * grid
+        yield Window(held.part(start, min(limit, heard_to)), start, first, last, ends)
         first = run[0] if ends and run is not None else last
         held.forget_before(first - context)
 
@@ -142,7 +154,6 @@ def _quietest(held: _Held, low: int, high: int) -> int:
     return low + int(np.argmin(smooth_db)) * held.cell
 
 
-@torch.inference_mode()
 def cores(
     model: SpeechModel, blocks: Iterable[np.ndarray], asr: str | None, others: list[str], **sizes: float
 ) -> Iterator[tuple[Stretch, bool]]:
@@ -150,34 +161,100 @@ def cores(
 
     `asr` and `others` name the tasks; without `asr` there are no log-probabilities. `sizes` are those of `windows`.
     """
+    for window in windows(blocks, model.config.features.sample_rate, model.frame_samples, **sizes):
+        yield hear(model, [window], asr, others)[0], window.ends
+
+
+@torch.inference_mode()
+def hear(model: SpeechModel, batch: list[Window], asr: str | None, others: list[str]) -> list[Stretch]:
+    """One run of the encoder for some windows -> the frames of each one's core. The names are those of `cores`."""
     device = next(model.parameters()).device
     cell, ratio = model.frame_samples, model.config.encoder.subsampling
-    for window in windows(blocks, model.config.features.sample_rate, cell, **sizes):
-        audio_1N = torch.from_numpy(window.samples[None]).to(device)
-        shared = model.trunk(audio_1N, torch.tensor([audio_1N.size(1)], device=device))
+    sizes = [len(window.samples) for window in batch]
+    audio_BN = torch.zeros(len(batch), max(sizes))
+    for row, window in enumerate(batch):
+        audio_BN[row, : sizes[row]] = torch.from_numpy(window.samples)
+    shared = model.trunk(audio_BN.to(device), torch.tensor(sizes, device=device))
+    read = {name: model.up_to_head(name, shared) for name in others}
+    log_probs_BSV = None if asr is None else model.task(asr)(model.up_to_head(asr, shared))["log_probs"].cpu()
+    found = []
+    for row, window in enumerate(batch):
         low, high = (window.first - window.start) // cell, (window.last - window.start) // cell
-        if window.start + len(window.samples) == window.last:
-            high = int(shared.lengths_B[0])  # a last frame of fewer samples
-        frames = {name: cut_frames(model.up_to_head(name, shared), low, high, ratio) for name in others}
-        log_probs_SV = torch.zeros(high - low, 0)
-        if asr is not None:
-            log_probs_SV = model.task(asr)(model.up_to_head(asr, shared))["log_probs"][0, low:high].cpu()
-        yield Stretch(window.first // cell, log_probs_SV, frames), window.ends
+        if window.start + sizes[row] == window.last:
+            high = int(shared.lengths_B[row])  # a last frame of fewer samples
+        frames = {name: cut_frames(_row(whole, row), low, high, ratio) for name, whole in read.items()}
+        log_probs_SV = torch.zeros(high - low, 0) if log_probs_BSV is None else log_probs_BSV[row, low:high]
+        found.append(Stretch(window.first // cell, log_probs_SV, frames))
+    return found
+
+
+def heard_together(
+    model: SpeechModel, items: Iterable[tuple[K, Window | None]], asr: str, others: list[str]
+) -> Iterator[tuple[K, Window | None, Stretch | None]]:
+    """Windows of several recordings, each with its recording -> the same with their cores, in the order given.
+
+    An item without a window, such as a recording's end, is handed on in its place.
+    """
+    limit = round(BATCH_S * model.config.features.sample_rate)
+    pool: list[tuple[K, Window | None]] = []
+    for item in items:
+        pool.append(item)
+        window = item[1]
+        if len(pool) >= POOL or (window is not None and 2 * len(window.samples) > limit):
+            yield from _heard_pool(model, pool, limit, asr, others)
+            pool = []
+    yield from _heard_pool(model, pool, limit, asr, others)
+
+
+def _heard_pool(
+    model: SpeechModel, pool: list[tuple[K, Window | None]], limit: int, asr: str, others: list[str]
+) -> Iterator[tuple[K, Window | None, Stretch | None]]:
+    sizes = {place: len(window.samples) for place, (_, window) in enumerate(pool) if window is not None}
+    batches: list[list[int]] = []
+    for place in sorted(sizes, key=lambda place: -sizes[place]):
+        if not batches or (len(batches[-1]) + 1) * sizes[batches[-1][0]] > limit:
+            batches.append([])
+        batches[-1].append(place)
+    heard: dict[int, Stretch] = {}
+    for batch in batches:
+        windows_ = [window for place in batch if (window := pool[place][1]) is not None]
+        heard |= zip(batch, hear(model, windows_, asr, others), strict=True)
+    yield from ((key, window, heard.get(place)) for place, (key, window) in enumerate(pool))
 
 
 def stretches(
     model: SpeechModel, blocks: Iterable[np.ndarray], asr: str, others: list[str], **sizes: float
 ) -> Iterator[Stretch]:
     """Blocks of a recording -> what lies between its pauses, stitched. The arguments are those of `cores`."""
-    opens_word, ratio = _word_openers(model), model.config.encoder.subsampling
-    pending: list[Stretch] = []
+    stitch = Stitch(model)
     for core, ends in cores(model, blocks, asr, others, **sizes):
-        joined = _joined([*pending, core])
-        places = [] if ends else _pauses(model, joined.log_probs_SV, opens_word)
-        bounds = [0, *places, len(joined.log_probs_SV)]
-        parts = [_part(joined, first, last, ratio) for first, last in zip(bounds, bounds[1:], strict=False)]
-        pending = [] if ends else [parts.pop()]
-        yield from (part for part in parts if len(part.log_probs_SV))
+        yield from stitch.add(core, ends)
+
+
+class Stitch:
+    """The cores of one recording, in a row -> what lies between its pauses."""
+
+    def __init__(self, model: SpeechModel):
+        self.model, self.opens_word = model, _word_openers(model)
+        self.pending: list[Stretch] = []
+
+    def add(self, core: Stretch, ends: bool) -> list[Stretch]:
+        """What is complete with this core; all of it where the sound ends."""
+        whole = joined([*self.pending, core])
+        places = [] if ends else _pauses(self.model, whole.log_probs_SV, self.opens_word)
+        bounds = [0, *places, len(whole.log_probs_SV)]
+        ratio = self.model.config.encoder.subsampling
+        parts = [_part(whole, first, last, ratio) for first, last in zip(bounds, bounds[1:], strict=False)]
+        self.pending = [] if ends else [parts.pop()]
+        return [part for part in parts if len(part.log_probs_SV)]
+
+
+def _row(frames: Frames, row: int) -> Frames:
+    """One utterance of a batch, as a batch of one with its padding."""
+    own = slice(row, row + 1)
+    return Frames(
+        frames.mel_BTF[own], frames.mel_lengths_B[own], [block[own] for block in frames.blocks], frames.lengths_B[own]
+    )
 
 
 def cut_frames(frames: Frames, low: int, high: int, ratio: int) -> Frames:
@@ -188,7 +265,8 @@ def cut_frames(frames: Frames, low: int, high: int, ratio: int) -> Frames:
     return Frames(mel_BTF, torch.tensor([mel_BTF.size(1)], device=mel_BTF.device), blocks, lengths)
 
 
-def _joined(parts: list[Stretch]) -> Stretch:
+def joined(parts: list[Stretch]) -> Stretch:
+    """Stretches in a row as one."""
     if len(parts) == 1:
         return parts[0]
     frames = {name: _chained([part.frames[name] for part in parts]) for name in parts[0].frames}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,8 @@ from typer.testing import CliRunner, Result
 from speech_mtl import __version__
 from speech_mtl.cli import app
 from speech_mtl.data import read_cuts
+from speech_mtl.recognizer import Recognizer
+from speech_mtl.recognizer import Result as Recognized
 
 COMMANDS = [
     "prepare", "inspect", "train", "import", "evaluate", "transcribe", "align", "identify", "verify", "enroll",
@@ -154,6 +157,45 @@ def test_out_writes_a_file_for_each_recording(place: Path, model: Path) -> None:
     assert "speaker threshold 0.5 (not measured" in result.stderr
 
 
+def test_a_damaged_recording_is_written_as_far_as_it_goes_and_ends_with_1(place: Path, model: Path) -> None:
+    content = (place / "1.wav").read_bytes()
+    (place / "1.wav").write_bytes(content[: len(content) // 2])
+    result = call("transcribe", place / "0.wav", place / "1.wav", place / "2.wav", "-m", model, "--out", place / "out")
+    assert result.exit_code == 1
+    assert sorted(path.name for path in (place / "out").iterdir()) == ["0.txt", "1.txt", "2.txt"]
+    *_, summary, error = result.stderr.strip().splitlines()
+    assert summary == "2 of 3 files done; not done:" and error.endswith("what comes before is transcribed")
+
+
+def test_an_interruption_keeps_what_was_written(place: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_and_no_more(recognizer: Recognizer, files: list[Path], *others: object) -> Iterator[object]:
+        yield recognizer.transcribe(files[0])
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Recognizer, "transcribe_all", one_and_no_more)
+    monkeypatch.setattr(Recognizer, "transcribe", lambda self, file: Recognized(str(file), 1.0, self.threshold, []))
+    result = call("transcribe", place / "0.wav", place / "1.wav", "-m", model, "--out", place / "out")
+    assert result.exit_code == 130 and result.stderr.endswith("error: interrupted\n")
+    assert [path.name for path in (place / "out").iterdir()] == ["0.txt"]
+
+
+def test_stream_gives_words_before_the_result(place: Path, model: Path) -> None:
+    result = call("transcribe", place / "0.wav", place / "1.wav", "-m", model, "-f", "json", "--stream")
+    assert result.exit_code == 0
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    results = [line for line in lines if "provisional" not in line]
+    early = [line for line in lines if line.get("provisional")]
+    assert len(results) == 2 and len(early) + 2 == len(lines)
+    for each in results:
+        own = [line for line in early if line["audio"] == each["audio"]]
+        assert own and lines.index(own[-1]) < lines.index(each)
+        assert " ".join(line["text"] for line in own) == each["text"]
+    result = call("transcribe", place / "0.wav", "-m", model, "-f", "srt", "--out", place / "out", "--stream")
+    assert result.stdout.startswith(f"~ {place}/0.wav  0.") and "-->" not in result.stdout
+    result = call("transcribe", place / "0.wav", "-m", model, "-f", "srt", "--stream")
+    assert result.exit_code == 2 and "give --out DIR" in " ".join(result.stderr.replace("│", " ").split())
+
+
 def test_enroll_identify_verify_speakers(place: Path, model: Path) -> None:
     assert call("enroll", "ann", place / "0.wav", place / "1.wav", "-m", model).exit_code == 0
     assert call("speakers").stdout == "ann\t2\n"
@@ -280,6 +322,22 @@ def test_a_real_process_pipes_json_and_nothing_else(place: Path, model: Path) ->
     assert running.returncode == 1
     assert json.loads(stdout)["duration_s"] == 1.0
     assert "Traceback" not in stderr and "bad.wav" in stderr.splitlines()[-1]
+
+
+def test_sound_comes_through_a_pipe_too(place: Path, model: Path) -> None:
+    """With the length that ffmpeg writes, which it does not know yet."""
+    content = bytearray((place / "0.wav").read_bytes())
+    at = content.index(b"data") + 4
+    content[at : at + 4] = b"\xff\xff\xff\xff"
+    expected = json.loads(call("transcribe", place / "0.wav", "-m", model, "-f", "json").stdout)
+    for given, code in ((bytes(content), 0), (b"no audio" * 100, 1)):
+        command = [sys.executable, "-m", "speech_mtl", "transcribe", "-", "-m", str(model), "-f", "json"]
+        done = subprocess.run(command, input=given, capture_output=True, timeout=120)
+        assert done.returncode == code and b"Traceback" not in done.stderr
+        if code == 0:
+            assert json.loads(done.stdout) == expected | {"audio": "-"}
+        else:
+            assert b"error: -: not readable as audio" in done.stderr and b"expected wav" in done.stderr
 
 
 def test_full_disk_is_an_error_without_traceback(place: Path, model: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -43,16 +44,79 @@ def words_of(result: Result) -> list[Word]:
 
 def test_srt_in_pysubs2(result: Result) -> None:
     read = pysubs2.SSAFile.from_string(format_result(result, "srt"), format_="srt", keep_html_tags=True)
-    assert [(line.start, line.end) for line in read] == [(250, 1000), (5000, 8000)]
-    assert [line.text for line in read] == ['[Ann Lee 0.83 ≥ 0.5] hello <"there">', "[bob 0.60 ≥ 0.5] yes no well"]
+    assert [(line.start, line.end, line.text) for line in read] == [
+        (250, 1000, '[Ann Lee 0.83 ≥ 0.5] hello <"there">'), (5000, 5400, "[bob 0.60 ≥ 0.5] yes"),
+        (5400, 5900, "[unknown] no"), (6500, 8000, "[bob 0.60 ≥ 0.5] well"),
+    ]  # fmt: skip
 
 
 def test_vtt_in_webvtt_py(result: Result) -> None:
     read = webvtt.from_string(format_result(result, "vtt"))
-    assert [(cue.start, cue.end, cue.voice) for cue in read] == [
-        ("00:00:00.250", "00:00:01.000", "Ann Lee"), ("00:00:05.000", "00:00:08.000", "bob"),
+    assert [(cue.start, cue.end, cue.voice, cue.text) for cue in read] == [
+        ("00:00:00.250", "00:00:01.000", "Ann Lee", "hello &lt;\"there\"&gt;"),
+        ("00:00:05.000", "00:00:05.400", "bob", "yes"), ("00:00:05.400", "00:00:05.900", "unknown", "no"),
+        ("00:00:06.500", "00:00:08.000", "bob", "well"),
     ]  # fmt: skip
-    assert read[1].text == "yes no well"
+
+
+@pytest.mark.parametrize("speaker", ["bob", "a name that is longer than the line of forty-two", None])
+def test_subtitles_are_short_and_end_at_pauses(result: Result, speaker: str | None) -> None:
+    rng = np.random.default_rng(0)
+    words, time_s = [], 0.0
+    for i in range(300):
+        pause_s = 0.6 if i % 11 == 0 else 2.0 if i % 97 == 0 else 0.05
+        word = Word("x" * int(rng.integers(1, 12)), time_s + pause_s, time_s + pause_s + 0.3, 0.9, speaker)
+        words.append(word)
+        time_s = word.end_s
+    said = " ".join(word.text for word in words)
+    one = Segment(words[0].start_s, time_s, said, words, speaker, None, None, {})
+    result = dataclasses.replace(result, segments=[one], duration_s=time_s)
+    cues = list(pysubs2.SSAFile.from_string(format_result(result, "srt"), format_="srt"))
+    assert " ".join(cue.text.replace("\\N", " ").removeprefix(f"[{speaker}] ") for cue in cues) == said
+    most = 3 if speaker and len(speaker) > 42 else 2
+    for cue in cues:
+        lines = cue.text.split("\\N")
+        assert len(lines) <= most and max(map(len, lines)) <= 42 and cue.end - cue.start <= 7000
+    ends = {round(1000 * word.end_s) for i, word in enumerate(words) if (i + 1) % 11 == 0 or (i + 1) % 97 == 0}
+    if most == 2:
+        assert sum(cue.end in ends for cue in cues) > 0.3 * len(cues)  # 30 of 300 words end at a pause
+    in_vtt = webvtt.from_string(format_result(result, "vtt"))
+    assert " ".join(cue.text.replace("\n", " ") for cue in in_vtt) == said
+    assert all(len(cue.text.split("\n")) <= 2 for cue in in_vtt)
+
+
+NAMES = ["alice", "O'Neil & <Søn>", 'a "b", c', "山田 太郎", "-->", None]
+
+
+@pytest.mark.parametrize("text", ["", "one", "12 3.50 -7", "नमस्ते दुनिया", "你好 世界", "مرحبا بالعالم", '& "<b>" ,;|'])
+@pytest.mark.parametrize("speaker", NAMES)
+def test_every_format_holds_every_text_and_name(result: Result, tmp_path: Path, text: str, speaker: str | None) -> None:
+    words = [Word(each, i + 0.2, i + 0.9, 0.5, speaker) for i, each in enumerate(text.split())]
+    score = None if speaker is None else 0.75
+    segments = [Segment(0.2, len(words) - 0.1, text, words, speaker, score, speaker, {})] if words else []
+    result = dataclasses.replace(result, segments=segments)
+    assert json.loads(format_result(result, "json"))["text"] == text
+    shown = f"[{speaker} 0.75 ≥ 0.5]  {text}" if speaker else text
+    assert (f"  {shown}\n" in format_result(result, "txt")) == bool(words)
+    srt = pysubs2.SSAFile.from_string(format_result(result, "srt"), format_="srt", keep_html_tags=True)
+    label = f"[{speaker} 0.75 ≥ 0.5] " if speaker else ""
+    assert [cue.text.replace("\\N", " ") for cue in srt] == ([label + text] if words else [])
+    vtt = list(webvtt.from_string(format_result(result, "vtt")))
+    escaped = [each.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;") for each in (text, speaker or "")]
+    assert [cue.text for cue in vtt] == ([escaped[0]] if words else [])
+    assert [cue.voice for cue in vtt] == ([escaped[1] or None] if words else [])
+    for fmt in ("rttm", "ctm", "textgrid"):
+        (tmp_path / fmt).write_text(format_result(result, fmt), encoding="utf-8")
+    rttm = [line.split(" ") for line in (tmp_path / "rttm").read_text(encoding="utf-8").splitlines()]
+    assert [(len(row), row[7]) for row in rttm] == ([(10, "_".join(speaker.split()))] if words and speaker else [])
+    ctm = [line.split(" ") for line in (tmp_path / "ctm").read_text(encoding="utf-8").splitlines()]
+    assert [(len(row), row[4]) for row in ctm] == [(6, word.text) for word in words]
+    grid = textgrid.openTextgrid(str(tmp_path / "textgrid"), includeEmptyIntervals=False)
+    [name] = grid.tierNames
+    assert name == (speaker if words and speaker else "words")
+    assert [entry.label for entry in grid.getTier(name).entries] == text.split()
+    page = format_result(result, "html")
+    assert page.count('<button class="word') == len(words) and "<b>" not in page.split("<main")[-1]
 
 
 def test_rttm_in_lhotse(result: Result, tmp_path: Path) -> None:
@@ -106,6 +170,7 @@ def test_html_holds_the_sound_and_every_word_by_voice_and_loads_nothing(result: 
     assert re.findall(r'<input type="checkbox" checked value="([^"]*)">', page) == ["Ann Lee", "bob", "unknown"]
     assert re.findall(r'data-voice="([^"]*)"', page) == ["Ann Lee", "bob", "unknown", "bob"]
     assert "score 0.83" in page and "clipped: a little" in page
+    assert "truncated after 8 s" in format_result(dataclasses.replace(result, damage="truncated after 8 s"), "html")
 
 
 def test_html_of_a_model_that_names_nobody_has_no_boxes(result: Result) -> None:

@@ -157,14 +157,6 @@ def test_noise_one_word_and_eight_channels(recognizer: Recognizer, tmp_path: Pat
     assert recognizer.transcribe(tmp_path / "eight.wav").text == " ".join(segment.text for segment in one)
 
 
-def test_a_file_broken_in_the_middle_is_refused_with_the_place(recognizer: Recognizer, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "broken.flac", np.random.default_rng(0).normal(0, 0.1, 70 * RATE), RATE)
-    content = (tmp_path / "broken.flac").read_bytes()
-    (tmp_path / "broken.flac").write_bytes(content[: len(content) * 3 // 4])
-    with pytest.raises(AudioError, match="broken.flac: .*(truncated|damaged)"):
-        recognizer.transcribe(tmp_path / "broken.flac")
-
-
 def test_enrolling_is_all_or_nothing(recognizer: Recognizer) -> None:
     with pytest.raises(AudioError):
         recognizer.enroll("ann", [(speech(1.0), RATE), (speech(0.05), RATE)])
@@ -211,7 +203,7 @@ def test_tasks_the_model_lacks_are_named(tmp_path: Path) -> None:
     a = (speech(1.0), RATE)
     listener = Recognizer.from_pretrained(save_tiny(tmp_path / "asr", speaker=None), db=tmp_path / "s.db")
     result = listener.transcribe(a)
-    assert result.text and result.segments[0].speaker is None and not result.notes
+    assert result.text and result.segments[0].speaker is None and not result.speakers
     assert format_result(result, "rttm") == ""
     with pytest.raises(CheckpointError, match="no speaker task; its tasks: asr"):
         listener.identify(a)
@@ -297,12 +289,13 @@ def test_subtitles_parse_back(fmt: str) -> None:
     assert [int(block.split()[0]) for block in blocks] == list(range(1, len(blocks) + 1))
     end_s, texts = 0.0, []
     for block in blocks:
-        _, times, text = block.split("\n")
+        _, times, *lines = block.split("\n")
+        text = " ".join(lines)
+        assert len(lines) <= 2 and max(map(len, lines)) <= 42 + 12  # the tag and the escapes
         start_s, next_end_s = (seconds(clock) for clock in times.split(" --> "))
-        assert end_s <= start_s < next_end_s <= start_s + 6
+        assert end_s <= start_s < next_end_s <= start_s + 7
         end_s = next_end_s
         texts.append(re.sub(r"^(\[.*?\] |<v .*?>)", "", text))
-        assert len(texts[-1]) <= 84 + 6  # the escapes
     said = " ".join(texts).replace("&lt;", "<").replace("&gt;", ">")
     assert said == result.text
 

@@ -56,7 +56,9 @@ def test_cores_cover_the_recording_once(duration_s: float, size_s: float) -> Non
         assert 0 < window.last - window.first <= 5 * RATE
         np.testing.assert_array_equal(window.samples, samples[window.start :][: len(window.samples)])
         assert window.start == max(0, window.first - RATE)
-        assert window.start + len(window.samples) == min(len(samples), window.last + RATE)
+        end = window.start + len(window.samples)
+        assert min(len(samples), window.last + RATE) <= end < window.last + 2 * RATE  # lengths are on a grid
+        assert end == len(samples) or len(window.samples) % RATE == 0
 
 
 @pytest.mark.parametrize("size_s", [0.5, 7.3, 100.0])
@@ -70,7 +72,7 @@ def test_digital_silence_is_skipped(size_s: float) -> None:
     for window in found:
         assert not heard[window.first : window.last].any()
         heard[window.first : window.last] = True
-        assert len(window.samples) <= 10 * RATE
+        assert len(window.samples) <= 11 * RATE
     sound = np.ptp(samples.reshape(-1, CELL), axis=1) > 0
     assert heard.reshape(-1, CELL)[sound].all()
     assert (~heard).sum() / RATE == pytest.approx(3 + 21.7 + 10 - 4 * 0.24, abs=0.2)  # the short one is kept
@@ -143,7 +145,7 @@ def test_the_encoder_runs_once_a_window_and_memory_is_flat(model: SpeechModel) -
     hook.remove()
     expected = len(list(windows(hour(), RATE, CELL)))  # type: ignore[arg-type]
     assert len(runs) == expected < 2 * 40 * 60 / 25  # silent minutes cost nothing
-    assert max(runs) <= 100 * (30 + 8) + 1
+    assert max(runs) <= 100 * (30 + 8 + 1) + 1 and len(set(runs)) < 20
     assert longest <= (60 + 30 + 1) / 0.04
 
 

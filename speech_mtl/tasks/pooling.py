@@ -44,34 +44,19 @@ class Pooling(nn.Module):
     def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> Tensor:
         """What `forward` gives for each of the spans (first, last) of one utterance's encoder frames: (spans, P).
 
-        `mel_ratio` is the number of mel frames in an encoder frame. Running sums make any number of spans, however they
-        overlap, as cheap as one.
+        `mel_ratio` is the number of mel frames in an encoder frame. Frames that several spans share are weighed once.
         """
         weights = self.block_weights.softmax(0)
-        x_SD = sum(w * block[0] for w, block in zip(weights, frames.blocks, strict=True))
-        scores_SD = self.attention(x_SD[None])[0].double()
-        bounds_W2 = torch.tensor(spans, device=x_SD.device)
-        pooled = span_statistics(x_SD, (scores_SD - scores_SD.amax(0)).exp(), bounds_W2)
-        if self.spectrum:
-            mel_TF = frames.mel_BTF[0]
-            bounds_W2 = (bounds_W2 * mel_ratio).clamp(max=len(mel_TF))
-            pooled += span_statistics(mel_TF, torch.ones_like(mel_TF, dtype=torch.float64), bounds_W2)
-        return self.norm(torch.cat(pooled, dim=1).float())
-
-
-def span_statistics(x_TC: Tensor, weights_TC: Tensor, bounds_W2: Tensor) -> list[Tensor]:
-    """Weighted mean and standard deviation (W, C) between each pair of bounds, as `statistics` has them.
-
-    In double precision: a variance is the small difference of large sums.
-    """
-    first_W, last_W = bounds_W2[:, 0], bounds_W2[:, 1]
-    x_TC = x_TC.double()
-    sums = []
-    for part_TC in (weights_TC, weights_TC * x_TC, weights_TC * x_TC.square()):
-        running_TC = F.pad(part_TC.cumsum(0), (0, 0, 1, 0))
-        sums.append(running_TC[last_W] - running_TC[first_W])
-    mean_WC, square_WC = sums[1] / sums[0], sums[2] / sums[0]
-    return [mean_WC, ((square_WC - mean_WC.square()).clamp(min=0) + 1e-6).sqrt()]
+        frames_1SD = sum(w * block for w, block in zip(weights, frames.blocks, strict=True))
+        scores_1SD = self.attention(frames_1SD).float()
+        rows = []
+        for first, last in spans:
+            pooled = [*statistics(frames_1SD[:, first:last], scores_1SD[:, first:last].softmax(dim=1))]
+            if self.spectrum:
+                mel_1TF = frames.mel_BTF[:, first * mel_ratio : last * mel_ratio]
+                pooled += statistics(mel_1TF, mel_1TF.new_full((1, 1, 1), 1 / mel_1TF.size(1)))
+            rows.append(torch.cat(pooled, dim=1))
+        return self.norm(torch.cat(rows))
 
 
 def statistics(x_BTC: Tensor, shares_BTC: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,118 @@
+"""Recordings of any length -> what was heard in them: phrases, each with its words and the voice they were said in.
+
+Short recordings are heard several at a time (windows.py), which changes nothing in what is heard. Of a recording that
+breaks off, what was read before is heard, and why it breaks off is kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import torch
+
+from speech_mtl import decode
+from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, Level, open_sound, watched
+from speech_mtl.diarize import MARGIN_S, Phrase, phrases_of
+from speech_mtl.model import SpeechModel
+from speech_mtl.tasks.asr import ASR
+from speech_mtl.windows import Stitch, Stretch, Window, heard_together, joined, windows
+
+
+@dataclass
+class Hearing:
+    """A recording, as far as it was listened to."""
+
+    name: str
+    stitch: Stitch
+    samples: int = 0
+    """How many the header promises, at the model's rate."""
+    level: Level = field(default_factory=Level)
+    phrases: list[Phrase] = field(default_factory=list)
+    texts: list[tuple[str, dict[str, str]]] = field(default_factory=list)
+    """With a decoder: what it wrote, and what it would have without each of its helps."""
+    damage: AudioError | None = None
+    """Why the recording could not be read to its end."""
+
+    def blocks(self, audio: Audio, sample_rate: int) -> Iterator[np.ndarray]:
+        """The recording's samples, up to its end or its damage."""
+        try:
+            sound = open_sound(audio, sample_rate)
+            self.samples = sound.samples
+            yield from watched(sound, self.level)
+        except AudioError as error:
+            self.damage = error
+
+
+def hear_all(
+    model: SpeechModel, asr: ASR, audios: Iterable[Audio], on_progress: Callable[[float], None],
+    on_phrases: Callable[[Hearing, list[Phrase]], None],
+) -> Iterator[Hearing | AudioError]:  # fmt: skip
+    """One answer a recording, in the order given: AudioError where nothing of it can be used.
+
+    `on_progress` sees the number of recordings done and the share of the next; `on_phrases` what is final, as it comes.
+    """
+    rate = model.config.features.sample_rate
+    others = [name for name, task in model.config.tasks.items() if task.type != "asr"]
+    done = 0
+    for heard, window, core in heard_together(model, _windows(model, audios), asr.name, others):
+        if window is not None and core is not None:
+            complete = heard.stitch.add(core, window.ends)
+            answers = [asr.transcribe(stretch.log_probs_SV) for stretch in complete]
+            heard.texts += [(answer["text"], answer["without"]) for answer in answers if "without" in answer]
+            phrases = phrases_in(model, complete, [answer["words"] for answer in answers])
+            heard.phrases += phrases
+            on_phrases(heard, phrases)
+            on_progress(done + min(1.0, window.last / max(1, heard.samples)))
+            continue
+        done += 1
+        on_progress(done)
+        unusable = heard.damage is not None and heard.level.samples < MIN_DURATION_S * rate
+        yield heard.damage if unusable and heard.damage is not None else heard
+
+
+def _windows(model: SpeechModel, audios: Iterable[Audio]) -> Iterator[tuple[Hearing, Window | None]]:
+    """The windows of every recording, and None after its last."""
+    rate = model.config.features.sample_rate
+    for audio in audios:
+        heard = Hearing("samples" if isinstance(audio, tuple) else str(audio), Stitch(model))
+        for window in windows(heard.blocks(audio, rate), rate, model.frame_samples):
+            yield heard, window
+        yield heard, None
+
+
+@torch.inference_mode()
+def phrases_in(model: SpeechModel, stretches: list[Stretch], words: list[list[decode.Word]]) -> list[Phrase]:
+    """The words of stretches in a row, in phrases, each with what the other heads say of its frames.
+
+    One call of a head for all of them: most of its time is that of the call.
+    """
+    frame_s, ratio = model.frame_s, model.config.encoder.subsampling
+    margin = round(MARGIN_S / frame_s)
+    runs: list[list[decode.Word]] = []
+    spans: list[tuple[int, int]] = []
+    begin = 0  # of the stretch, in the joined frames
+    for stretch, own in zip(stretches, words, strict=True):
+        size = len(stretch.log_probs_SV)
+        for run in phrases_of(own):
+            first, last = round(run[0].start_s / frame_s), round(run[-1].end_s / frame_s)
+            spans.append((begin + max(0, first - margin), begin + min(size, last + margin)))
+            runs.append([_moved(word, stretch.start * frame_s) for word in run])
+        begin += size
+    voices: np.ndarray | None = None
+    labels: dict[str, np.ndarray] = {}
+    for name, frames in joined(stretches).frames.items() if runs else []:
+        output = model.task(name).over_spans(frames, spans, ratio)  # type: ignore[operator]
+        if model.config.tasks[name].type == "classify":
+            labels[name] = output["log_probs"].cpu().numpy()
+        else:
+            voices = output["embedding"].cpu().numpy()
+    return [
+        Phrase(run, None if voices is None else voices[i], {name: said[i] for name, said in labels.items()})
+        for i, run in enumerate(runs)
+    ]
+
+
+def _moved(word: decode.Word, start_s: float) -> decode.Word:
+    return replace(word, start_s=round(start_s + word.start_s, 3), end_s=round(start_s + word.end_s, 3))
