@@ -82,14 +82,13 @@ class Speaker(Task):
         if self.training:
             trained_BE = self._trained(self.pooling(self.crop(frames) if self.crop_S else frames))
             return {"embedding": trained_BE, "cosine": self._cosine(trained_BE)}
-        return self._projected(self.pooling(frames), frames.mel_BTF, frames.mel_lengths_B)
+        mels = [frames.mel_BTF[i : i + 1, :length] for i, length in enumerate(frames.mel_lengths_B.tolist())]
+        return self._projected(self.pooling(frames), mels)
 
     def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
         """The output for each span (first, last) of one utterance's encoder frames; see Pooling.over_spans."""
-        bounds_W2 = torch.tensor(spans, device=frames.mel_BTF.device)
-        mel = frames._replace(blocks=[]).of_rows(torch.zeros(len(spans), dtype=torch.long, device=bounds_W2.device))
-        mel = mel.stretch(bounds_W2[:, 0], bounds_W2[:, 1], mel_ratio)
-        return self._projected(self.pooling.over_spans(frames, spans, mel_ratio), mel.mel_BTF, mel.mel_lengths_B)
+        pooled_WP = self.pooling.over_spans(frames, spans, mel_ratio)
+        return self._projected(pooled_WP, [frames.mel_BTF[:, a * mel_ratio : b * mel_ratio] for a, b in spans])
 
     def _trained(self, pooled_BP: Tensor) -> Tensor:
         return F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
@@ -97,11 +96,11 @@ class Speaker(Task):
     def _cosine(self, trained_BE: Tensor) -> Tensor:
         return trained_BE @ F.normalize(self.centres.float(), dim=1).T
 
-    def _projected(self, pooled_BP: Tensor, mel_BTF: Tensor, mel_lengths_B: Tensor) -> dict[str, Tensor]:
-        """In use: beside the embedding also 'features' (B, P), what it is projected from."""
+    def _projected(self, pooled_BP: Tensor, mels: list[Tensor]) -> dict[str, Tensor]:
+        """In use, with each row's mel frames (1, T, F): beside the embedding 'features' (B, P), what that is made of."""
         trained_BE = features_BP = self._trained(pooled_BP)
-        if self.spectrum:
-            spectrum_BP = speech_spectrum(mel_BTF * self.mel_scale_F, mel_lengths_B)
+        if self.spectrum and mels:
+            spectrum_BP = torch.stack([speech_spectrum(mel_1TF[0] * self.mel_scale_F) for mel_1TF in mels])
             features_BP = torch.cat([trained_BE, SPECTRUM_SCALE * spectrum_BP], dim=1)
         return {
             "embedding": self.project(features_BP), "features": features_BP, "cosine": self._cosine(trained_BE),
