@@ -32,20 +32,21 @@ def format_result(result: Result, fmt: str) -> str:
     return FORMATS[fmt](result)
 
 
-def who(segment: Segment, threshold: float) -> str:
+def who(segment: Segment) -> str:
     """'alice 0.83 ≥ 0.5', 'unknown 0.31 < 0.5', 'unknown', or '' where the model names no speakers."""
-    if segment.speaker is None or segment.score is None:
+    score, threshold = segment.score, segment.threshold
+    if segment.speaker is None or score is None or threshold is None:
         return segment.speaker or ""
     # a score that is rounded up to its threshold would contradict the sign beside it
-    digits = 2 if abs(segment.score - threshold) >= 0.01 else 4
-    return f"{segment.speaker} {segment.score:.{digits}f} {'≥' if segment.score >= threshold else '<'} {threshold:g}"
+    digits = 2 if abs(score - threshold) >= 0.01 else 4
+    return f"{segment.speaker} {score:.{digits}f} {'≥' if score >= threshold else '<'} {threshold:g}"
 
 
 def _txt(result: Result) -> str:
     lines = [f"{result.audio}  {result.duration_s:.2f} s"]
     for segment in result.segments:
         labels = "".join(f"  {task} {label.label} {label.probability:.2f}" for task, label in segment.labels.items())
-        name = who(segment, result.threshold.value)
+        name = who(segment)
         times = f"{segment.start_s:.2f}-{segment.end_s:.2f}"
         lines.append("  ".join(filter(None, [f"  {times}", f"[{name}]" if name else "", segment.text])) + labels)
     return "\n".join(lines) + "\n"
@@ -59,7 +60,7 @@ def _json(result: Result) -> str:
 def _srt(result: Result) -> str:
     blocks = []
     for number, (segment, words) in enumerate(_cues(result), start=1):
-        name = who(segment, result.threshold.value)
+        name = who(segment)
         text = " ".join(word.text for word in words)
         times = f"{_clock(words[0].start_s, ',')} --> {_clock(words[-1].end_s, ',')}"
         blocks.append(f"{number}\n{times}\n{f'[{name}] ' if name else ''}{text}\n")
@@ -68,9 +69,9 @@ def _srt(result: Result) -> str:
 
 def _vtt(result: Result) -> str:
     """The voice tag holds the name alone, for players that style by it; the score stands in the cue's identifier."""
-    blocks = [f"WEBVTT\n\nNOTE {_escape(result.threshold.note)}\n"]
+    blocks = [f"WEBVTT\n\nNOTE {_escape(result.calibration)}\n"]
     for number, (segment, words) in enumerate(_cues(result), start=1):
-        identifier = " ".join(filter(None, [str(number), _escape(who(segment, result.threshold.value))]))
+        identifier = " ".join(filter(None, [str(number), _escape(who(segment))]))
         voice = f"<v {_escape(segment.speaker)}>" if segment.speaker else ""
         text = _escape(" ".join(word.text for word in words))
         times = f"{_clock(words[0].start_s, '.')} --> {_clock(words[-1].end_s, '.')}"
