@@ -116,8 +116,8 @@ def enroll(
 ) -> None:
     """Enrol recordings of a speaker, beside those enrolled before; or give a voice of a transcript its name.
 
-    A recording is refused that has less than a second of speech, more noise than speech can bear, or two voices, and
-    one whose voice is not that of the name's other recordings or is that of another name.
+    A recording is refused that has less than half a second of speech (a name: a second in all), more noise than speech
+    can bear, or two voices, and one whose voice is not that of the name's other recordings or is that of another name.
 
     \b
     Example: speech-mtl enroll alice alice-1.wav alice-2.wav alice-3.wav

@@ -29,7 +29,8 @@ GAP_S = 0.2
 """A quieter moment inside speech, a closed lip, belongs to it."""
 WINDOW_S, HOP_S = 1.5, 0.75
 """Windows in which a second voice is looked for; it must be heard in two that do not overlap."""
-LEAST_SPEECH_S, ENOUGH_SPEECH_S = 1.0, 5.0
+LEAST_SPEECH_S, LEAST_TOGETHER_S, ENOUGH_SPEECH_S = 0.5, 1.0, 5.0
+"""Speech of a recording and of all that are enrolled under a name: less is refused; less than the last is warned of."""
 LEAST_SNR_DB, GOOD_SNR_DB = 3.0, 12.0
 MOST_CLIPPED = 0.02
 """Share of the samples at full scale from which a recording is refused; audio.CLIPPED_SHARE is warned of."""
@@ -72,7 +73,7 @@ class Loudness(Level):
         if not len(heard_db):
             return np.zeros(len(self.levels_db), dtype=bool)
         quiet_db, loud_db = np.percentile(heard_db, [QUIETEST, LOUDEST])
-        is_speech = self.levels_db > max(loud_db - SPEECH_RANGE_DB, min(quiet_db + 3, loud_db - 12))
+        is_speech = self.levels_db > max(loud_db - SPEECH_RANGE_DB, min(quiet_db + 3, loud_db - 3))
         edges = np.flatnonzero(np.diff(np.r_[0, is_speech.astype(int), 0]))
         for end, start in zip(edges[1:-1:2], edges[2::2], strict=True):
             if start - end <= GAP_S / FRAME_S:
@@ -221,15 +222,17 @@ def check_names(
     """
     there = database.utterances()
     together = [*there.get(name, []), *new]
+    speech_s = sum(one.speech_s or 0.0 for one in together)
     found = []
+    if speech_s < LEAST_TOGETHER_S and not any(one.speech_s is None for one in together):
+        found.append(f"{name}: {speech_s:.2f} s of speech in all; expected at least {LEAST_TOGETHER_S:g} s")
     if calibration.false_acceptance is not None:
-        found = [
+        found += [
             *_strangers(name, new, files, there.get(name, []), calibration),
             *_other_names(name, new, {other: own for other, own in there.items() if other != name}, calibration),
         ]
-        if found and not force:
-            raise EnrolmentError("\n".join(f"{reason} (--force enrols it anyway)" for reason in found))
-    speech_s = sum(one.speech_s or 0.0 for one in together)
+    if found and not force:
+        raise EnrolmentError("\n".join(f"{reason} (--force enrols it anyway)" for reason in found))
     if speech_s < ENOUGH_SPEECH_S:
         found.append(
             f"{name}: {speech_s:.1f} s of speech enrolled; {ENOUGH_SPEECH_S:g} s or more are recognised better"
