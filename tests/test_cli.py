@@ -176,6 +176,7 @@ def test_enroll_identify_verify_speakers(place: Path, model: Path) -> None:
 
 
 def test_a_voice_of_a_transcript_gets_its_name(place: Path, model: Path) -> None:
+    soundfile.write(place / "0.wav", speech(5.0), RATE)
     said = call("transcribe", place / "0.wav", "-m", model, "-f", "json", "--speakers", "1")
     assert json.loads(said.stdout)["segments"][0]["speaker"] == "unknown 1"
     (place / "result.json").write_text(said.stdout)
