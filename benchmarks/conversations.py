@@ -24,10 +24,11 @@ from lhotse import CutSet
 
 import data_prep
 from speech_mtl.audio import open_sound
+from speech_mtl.calibration import Calibration
 from speech_mtl.cli_conversations import table
 from speech_mtl.conversations import evaluate_conversations
 from speech_mtl.metrics import error_rates, word_errors
-from speech_mtl.recognizer import PRETRAINED, Recognizer, Result, Threshold
+from speech_mtl.recognizer import PRETRAINED, Recognizer, Result
 from speech_mtl.windows import stretches
 
 ROUNDS = 5
@@ -72,7 +73,7 @@ def length_and_memory(source: str, folder: Path, minutes: list[float]) -> None:
 
 def speakers_cost(path: str, folder: Path) -> None:
     joint = Recognizer.from_pretrained(db=folder / "nobody.db")
-    alone = Recognizer(recognition_alone(joint.model), Threshold(0.5, ""), folder / "nobody.db")
+    alone = Recognizer(recognition_alone(joint.model), Calibration.of(0.5, ""), folder / "nobody.db")
     times: dict[str, list[float]] = {"joint": [], "alone": []}
     for _ in range(ROUNDS):
         for name, recognizer in (("joint", joint), ("alone", alone)):

@@ -64,7 +64,7 @@ def align(
     notes = [level.note] if level.note else []
     if doubtful := sum(word.confidence < DOUBTFUL for word in words):
         notes.append(f"{doubtful} of {len(words)} words are hardly in the sound; does the text belong to it?")
-    return Result(name, duration_s, recognizer.threshold, _segments(words, pieces, asr.frame_s), notes)
+    return Result(name, duration_s, "", _segments(words, pieces, asr.frame_s), notes)
 
 
 def _tokens(text: str, tokenizer: Tokenizer) -> list[int]:

@@ -22,7 +22,7 @@ from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
 FORMAT = 1
-WEIGHTS, TOKENIZER, LABELS, THRESHOLDS = "model.safetensors", "tokenizer.json", "labels.json", "thresholds.json"
+WEIGHTS, TOKENIZER, LABELS = "model.safetensors", "tokenizer.json", "labels.json"
 
 
 class CheckpointError(ValueError):
@@ -56,12 +56,6 @@ def save_model(model: SpeechModel, folder: Path, card: str, dtype: torch.dtype =
     files = {name: _sha256(folder / name) for name in (WEIGHTS, TOKENIZER, LABELS) if (folder / name).exists()}
     described = {"format": FORMAT, "files": files, "config": model.config.model_dump()}
     write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(described, indent=1) + "\n"))
-
-
-def save_threshold(folder: Path, threshold: float, measured_on: str) -> None:
-    """Write thresholds.json: the cosine from which on two voices count as one, and the data it was measured on."""
-    text = json.dumps({"speaker": {"threshold": threshold, "measured_on": measured_on}}, indent=1) + "\n"
-    write_atomically(folder / THRESHOLDS, lambda path: path.write_text(text, encoding="utf-8"))
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SpeechModel:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from speech_mtl import __version__, cli_decode, cli_speakers, formats
+from speech_mtl import __version__, cli_calibrate, cli_decode, cli_speakers, formats
 from speech_mtl.cli_import import import_
 from speech_mtl.cli_options import (
     BeamWidth,
@@ -366,3 +366,4 @@ def demo(out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path(
 
 cli_decode.register(app)
 cli_speakers.register(app)
+cli_calibrate.register(app)

@@ -67,16 +67,21 @@ def table(summary: dict[str, Any]) -> str:
     return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
-def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str) -> None:
-    """Enrol a voice of a transcript in json under a name. Raises AudioError for a file that is none of this model's."""
+def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str, force: bool) -> list[str]:
+    """Enrol a voice of a transcript in json under a name; returns what a person should know.
+
+    Raises AudioError for a file that is none of this model's, and EnrolmentError for a name that seems wrong.
+    """
     import numpy as np
 
     from speech_mtl.audio import AudioError
+    from speech_mtl.enrolment import check_names
+    from speech_mtl.speakers import Utterance, normalized
 
     expected = "expected one result of `speech-mtl transcribe --format json`"
     try:
         result = json.loads(transcript.read_text(encoding="utf-8"))
-        fingerprint, speakers = result["fingerprint"], {v["speaker"]: v["embedding"] for v in result["speakers"]}
+        fingerprint, speakers = result["fingerprint"], {v["speaker"]: v for v in result["speakers"]}
     except (ValueError, KeyError, TypeError) as error:
         raise AudioError(f"{transcript}: {type(error).__name__}: {error}; {expected}") from None
     if fingerprint != recognizer.model.fingerprint:
@@ -84,4 +89,11 @@ def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str)
         raise AudioError(f"{transcript} was made by another model (fingerprint {fingerprint}, this model's is {ours})")
     if voice not in speakers:
         raise AudioError(f"{transcript}: no voice '{voice}'; its voices: {', '.join(speakers) or 'none'}")
-    recognizer.database.add(name, np.array([speakers[voice]], dtype=np.float32))
+    found = speakers[voice]
+    try:
+        one = Utterance(normalized(np.array(found["embedding"])), float(found["speech_s"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise AudioError(f"{transcript}: {type(error).__name__}: {error}; {expected}") from None
+    remarks = check_names(name, [one], [f"{transcript}: {voice}"], recognizer.database, recognizer.calibration, force)
+    recognizer.database.add_utterances({name: [one]})
+    return remarks

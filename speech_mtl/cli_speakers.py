@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from speech_mtl.cli_options import Cosine, Db, Model, load_recognizer, with_remarks
-from speech_mtl.terminal import for_each_file, guarded, note
+from speech_mtl.terminal import fail, for_each_file, guarded, note
+
+if TYPE_CHECKING:
+    from speech_mtl.enrolment import Heard
+    from speech_mtl.speakers import SpeakerDatabase
+
+
+class Form(StrEnum):
+    txt = "txt"
+    json = "json"
+
+
+Format = Annotated[Form, typer.Option("--format", "-f", help="txt, or json: one object a line.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Enrol what is too short or noisy, or under a name that seems wrong, too.")
+]
+Name = Annotated[str, typer.Argument(metavar="NAME")]
+
+speakers = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
 
 def register(app: typer.Typer) -> None:
@@ -17,7 +38,7 @@ def register(app: typer.Typer) -> None:
     app.command("identify")(identify)
     app.command("verify")(verify)
     app.command("enroll")(enroll)
-    app.command("speakers")(speakers)
+    app.add_typer(speakers, name="speakers")
 
 
 @guarded
@@ -26,8 +47,12 @@ def identify(
     model: Model = None,
     db: Db = None,
     threshold: Cosine = None,
+    form: Format = Form.txt,
 ) -> None:
-    """Whose voice it is, one line a file: file, name or 'unknown', score, threshold, nearest name (tab-separated).
+    """Whose voice it is: file, name or 'unknown', score, probability, threshold, nearest name (tab-separated).
+
+    The probability is that it is the nearest one's, if it is as likely as not to be enrolled at all; '-' where the
+    model is not calibrated.
 
     \b
     Example: speech-mtl identify clip.wav
@@ -38,8 +63,11 @@ def identify(
         found = recognizer.identify(file)
         for remark in found.notes:
             note(f"{file}: {remark}")
-        score = "-" if found.score is None else f"{found.score:.4f}"
-        typer.echo(f"{file}\t{found.speaker}\t{score}\t{found.threshold.value:g}\t{found.best_name or '-'}")
+        if form is Form.json:
+            typer.echo(json.dumps(asdict(found), ensure_ascii=False))
+            return
+        figures = f"{_figure(found.score)}\t{_figure(found.probability)}\t{found.threshold:g}"
+        typer.echo(f"{file}\t{found.speaker}\t{figures}\t{found.best_name or '-'}")
 
     for_each_file("identifying", files, work)
 
@@ -49,17 +77,27 @@ def verify(
     a: Annotated[Path, typer.Argument(metavar="A")],
     b: Annotated[Path, typer.Argument(metavar="B")],
     model: Model = None,
+    db: Db = None,
     threshold: Cosine = None,
+    form: Format = Form.txt,
 ) -> None:
-    """Whether two recordings hold one voice: 'same' or 'different', score, threshold (tab-separated).
+    """Whether two recordings hold one voice: 'same' or 'different', score, probability, threshold (tab-separated).
 
     \b
     Example: speech-mtl verify a.wav b.wav
     """
-    recognizer = load_recognizer(model, None, threshold)
-    note(recognizer.threshold.note)
-    score, value, same = recognizer.verify(a, b)
-    typer.echo(f"{'same' if same else 'different'}\t{score:.4f}\t{value:g}")
+    recognizer = load_recognizer(model, db, threshold)
+    note(recognizer.calibration.note)
+    found = recognizer.verify(a, b)
+    if form is Form.json:
+        typer.echo(json.dumps(asdict(found)))
+        return
+    answer = "same" if found.same else "different"
+    typer.echo(f"{answer}\t{_figure(found.score)}\t{_figure(found.probability)}\t{found.threshold:g}")
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
 
 
 @guarded
@@ -72,10 +110,14 @@ def enroll(
     transcript: Annotated[
         Path | None, typer.Option("--from", metavar="RESULT.json", help="Enrol a voice of this transcript.")
     ] = None,
+    force: Force = False,
     model: Model = None,
     db: Db = None,
 ) -> None:
     """Enrol recordings of a speaker, beside those enrolled before; or give a voice of a transcript its name.
+
+    A recording is refused that has less than half a second of speech (a name: a second in all), more noise than speech
+    can bear, or two voices, and one whose voice is not that of the name's other recordings or is that of another name.
 
     \b
     Example: speech-mtl enroll alice alice-1.wav alice-2.wav alice-3.wav
@@ -92,41 +134,170 @@ def enroll(
         raise typer.BadParameter(str(error)) from None
     recognizer = load_recognizer(model, db)
     database = recognizer.database  # a wrong one is refused before any recording is read
+    heard: list[Heard] = []
     try:
         if transcript is not None:
             from speech_mtl.cli_conversations import enroll_from
 
-            enroll_from(recognizer, transcript, voice, name)
-            return
-        for_each_file("enrolling", files, lambda file, show: recognizer.enroll(name, [file]))
+            remarks = enroll_from(recognizer, transcript, voice, name, force)
+        else:
+            try:
+                for_each_file(
+                    "enrolling", files, lambda file, _: heard.append(recognizer.listen_to_enroll(file, force))
+                )
+            finally:  # the good ones are enrolled, whatever happened to the others
+                remarks = recognizer.enroll_heard(name, heard, force)
+        for remark in remarks:
+            note(f"warning: {remark}")
     finally:
-        note(f"{name}: {database.counts().get(name, 0)} utterances enrolled in {database.path}")
+        note(f"{name}: {len(database.utterances().get(name, []))} utterances enrolled in {database.path}")
 
 
-@guarded
-def speakers(
-    remove: Annotated[str | None, typer.Option(metavar="NAME", help="Forget a speaker.")] = None,
-    rename: Annotated[
-        tuple[str, str] | None, typer.Option(metavar="OLD NEW", help="Give a speaker another name.")
-    ] = None,
-    db: Db = None,
-) -> None:
-    """List the enrolled speakers: name, number of utterances (tab-separated); or remove or rename one.
-
-    \b
-    Example: speech-mtl speakers --rename alice "Alice Miller"
-    """
+def _database(context: typer.Context, db: Path | None) -> SpeakerDatabase:
     from speech_mtl.speakers import SpeakerDatabase, default_path
 
-    if remove is not None and rename is not None:
-        raise typer.BadParameter("--remove and --rename are two calls")
-    database = SpeakerDatabase(db or default_path(), None)
-    if remove is not None:
-        database.remove(remove)
-    elif rename is not None:
-        database.rename(*rename)
-    else:
-        for name, count in database.counts().items():
-            typer.echo(f"{name}\t{count}")
-        if not database.names():
-            note(f"nobody is enrolled in {database.path}")
+    return SpeakerDatabase(db or context.obj or default_path(), None)
+
+
+@speakers.callback(invoke_without_command=True)
+@guarded
+def _speakers(context: typer.Context, db: Db = None) -> None:
+    """The enrolled speakers: list (what happens if nothing else is said), show, rename, merge, remove, export, import.
+
+    \b
+    Example: speech-mtl speakers rename alice "Alice Miller"
+    """
+    context.obj = db
+    if context.invoked_subcommand is None:
+        _list(_database(context, db))
+
+
+@speakers.command("list")
+@guarded
+def list_(context: typer.Context, db: Db = None) -> None:
+    """Name, utterances, seconds of speech, date of the last utterance (tab-separated).
+
+    \b
+    Example: speech-mtl speakers list
+    """
+    _list(_database(context, db))
+
+
+def _list(database: SpeakerDatabase) -> None:
+    enrolled = database.utterances()
+    for name, own in enrolled.items():
+        known = [one.speech_s for one in own if one.speech_s is not None]
+        seconds = f"{sum(known):.1f}" if known else "-"
+        typer.echo(f"{name}\t{len(own)}\t{seconds}\t{max(one.added or '' for one in own)}")
+    if not enrolled:
+        note(f"nobody is enrolled in {database.path}")
+
+
+@speakers.command()
+@guarded
+def show(context: typer.Context, name: Name, db: Db = None) -> None:
+    """A speaker's utterances: date, seconds of speech, dB above the noise, % clipped, likeness to the others
+    (tab-separated).
+
+    \b
+    Example: speech-mtl speakers show alice
+    """
+    import numpy as np
+
+    from speech_mtl.speakers import normalized
+
+    database = _database(context, db)
+    own = database.utterances().get(name)
+    if own is None:
+        fail(f"{database.path}: nobody called '{name}'; enrolled: {', '.join(database.names()) or 'nobody'}")
+    for i, one in enumerate(own):
+        others = [other.embedding for other in (*own[:i], *own[i + 1 :])]
+        likeness = f"{float(normalized(np.mean(others, axis=0)) @ one.embedding):.4f}" if others else "-"
+        quality = one.quality or {}
+        seconds = "-" if one.speech_s is None else f"{one.speech_s:.1f}"
+        snr_db, clipped = quality.get("snr_db"), quality.get("clipped")
+        noise = "-" if snr_db is None else f"{snr_db:.1f}"
+        typer.echo(f"{one.added}\t{seconds}\t{noise}\t{'-' if clipped is None else f'{100 * clipped:.1f}'}\t{likeness}")
+
+
+@speakers.command()
+@guarded
+def rename(
+    context: typer.Context,
+    old: Annotated[str, typer.Argument(metavar="OLD")],
+    new: Annotated[str, typer.Argument(metavar="NEW")],
+    db: Db = None,
+) -> None:
+    """Give a speaker another name, which nobody has yet.
+
+    \b
+    Example: speech-mtl speakers rename alice "Alice Miller"
+    """
+    _database(context, db).rename(old, new)
+
+
+@speakers.command()
+@guarded
+def merge(
+    context: typer.Context,
+    source: Annotated[str, typer.Argument(metavar="FROM")],
+    target: Annotated[str, typer.Argument(metavar="INTO")],
+    db: Db = None,
+) -> None:
+    """Make two names one: what is enrolled as FROM belongs to INTO.
+
+    \b
+    Example: speech-mtl speakers merge "alice miller" alice
+    """
+    _database(context, db).merge(source, target)
+
+
+@speakers.command()
+@guarded
+def remove(context: typer.Context, name: Name, db: Db = None) -> None:
+    """Forget a speaker.
+
+    \b
+    Example: speech-mtl speakers remove alice
+    """
+    _database(context, db).remove(name)
+
+
+@speakers.command("export")
+@guarded
+def export_(
+    context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE.json")], db: Db = None
+) -> None:  # fmt: skip
+    """Write all that is enrolled to a JSON file: embeddings, seconds, quality, and the model's fingerprint.
+
+    \b
+    Example: speech-mtl speakers export speakers.json
+    """
+    from speech_mtl.checkpoint import write_atomically
+
+    database = _database(context, db)
+    exported = database.export()
+    if not exported["speakers"]:
+        fail(f"nobody is enrolled in {database.path}")
+    text = json.dumps(exported, ensure_ascii=False) + "\n"
+    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
+    note(f"{len(exported['speakers'])} speakers written to {file}")
+
+
+@speakers.command("import")
+@guarded
+def import_(
+    context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE.json")], db: Db = None
+) -> None:  # fmt: skip
+    """Enrol the speakers of an exported file, all or none: a name that is there already is refused.
+
+    \b
+    Example: speech-mtl speakers import speakers.json
+    """
+    database = _database(context, db)
+    try:
+        exported = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        fail(f"{file}: not valid JSON: {error}; expected what `speech-mtl speakers export` writes")
+    names = database.import_(exported, str(file))
+    note(f"{len(names)} speakers enrolled in {database.path}: {', '.join(names)}")

@@ -47,7 +47,7 @@ def evaluate_conversations(
     for cut in read_cuts(enroll) if enroll else []:
         if (speaker := label_of(cut, "speaker")) is None:
             raise DataError(f"enrolment cut '{cut.id}' has no speaker label")
-        recognizer.enroll(speaker, [(cut.load_audio().T, cut.sampling_rate)])
+        recognizer.enroll(speaker, [(cut.load_audio().T, cut.sampling_rate)], force=True)  # all that is given counts
     rows = []
     with open(out / "conversations.jsonl", "w", encoding="utf-8") as file:
         for cut in read_cuts(manifests):

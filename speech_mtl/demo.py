@@ -63,7 +63,7 @@ def compare(result: Result, truth: list[dict[str, Any]]) -> dict[str, Any]:
     ]
     rates = error_rates(errors)
     return {
-        "audio": Path(result.audio).name, "duration_s": result.duration_s, "threshold": result.threshold.value,
+        "audio": Path(result.audio).name, "duration_s": result.duration_s,
         "model": "bundled", "segments": views, "wer": rates["wer"], "words": words,
         "speaker_accuracy": round(named / words, 6),
     }  # fmt: skip
@@ -94,13 +94,13 @@ def _show(result: dict[str, Any], page: Path) -> None:
         truth = segment["truth"]
         right = is_right(segment["speaker"], truth["speaker"]) and segment["text"] == truth["text"]
         said = "✓" if right else f"{truth['speaker']}: {truth['text']}"
-        score = "" if segment["score"] is None else f"{segment['score']:.2f}"
+        score = "" if segment["score"] is None else f"{segment['score']:.2f} of {segment['threshold']:.2f}"
         time = f"{segment['start_s']:5.1f}–{segment['end_s']:.1f}"
         table.add_row(time, segment["speaker"], score, segment["text"], said)
     console.print(table)
     console.print(
         f"word error rate {100 * result['wer']:.1f} % of {result['words']} words; "
         f"{100 * result['speaker_accuracy']:.1f} % of the words under the right name "
-        f"(threshold {result['threshold']:.2f}; the fourth voice is not enrolled, so 'unknown' is right for it)"
+        f"(the fourth voice is not enrolled, so 'unknown' is right for it)"
     )
     console.print(f"the page with sound, spectrogram and words: {page}")

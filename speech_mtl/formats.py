@@ -42,20 +42,21 @@ def stream_line(name: str, segment: Segment, fmt: str) -> str:
     return f"~ {name}  {segment.start_s:.2f}-{segment.end_s:.2f}{speaker}  {segment.text}\n"
 
 
-def who(segment: Segment, threshold: float) -> str:
+def who(segment: Segment) -> str:
     """'alice 0.83 ≥ 0.5', 'unknown 0.31 < 0.5', 'unknown', or '' where the model names no speakers."""
-    if segment.speaker is None or segment.score is None:
+    score, threshold = segment.score, segment.threshold
+    if segment.speaker is None or score is None or threshold is None:
         return segment.speaker or ""
     # a score that is rounded up to its threshold would contradict the sign beside it
-    digits = 2 if abs(segment.score - threshold) >= 0.01 else 4
-    return f"{segment.speaker} {segment.score:.{digits}f} {'≥' if segment.score >= threshold else '<'} {threshold:g}"
+    digits = 2 if abs(score - threshold) >= 0.01 else 4
+    return f"{segment.speaker} {score:.{digits}f} {'≥' if score >= threshold else '<'} {threshold:g}"
 
 
 def _txt(result: Result) -> str:
     lines = [f"{result.audio}  {result.duration_s:.2f} s"]
     for segment in result.segments:
         labels = "".join(f"  {task} {label.label} {label.probability:.2f}" for task, label in segment.labels.items())
-        name = who(segment, result.threshold.value)
+        name = who(segment)
         times = f"{segment.start_s:.2f}-{segment.end_s:.2f}"
         lines.append("  ".join(filter(None, [f"  {times}", f"[{name}]" if name else "", segment.text])) + labels)
     return "\n".join(lines) + "\n"
@@ -68,8 +69,7 @@ def _json(result: Result) -> str:
 
 def _srt(result: Result) -> str:
     blocks = []
-    threshold = result.threshold.value
-    for number, (label, _, words) in enumerate(_cues(result, lambda segment: _bracketed(who(segment, threshold))), 1):
+    for number, (label, _, words) in enumerate(_cues(result, lambda segment: _bracketed(who(segment))), 1):
         times = f"{_clock(words[0].start_s, ',')} --> {_clock(words[-1].end_s, ',')}"
         lines = _lines(label, words)
         blocks.append("\n".join([str(number), times, *lines, ""]))
@@ -82,9 +82,9 @@ def _bracketed(name: str) -> str:
 
 def _vtt(result: Result) -> str:
     """The voice tag holds the name alone, for players that style by it; the score stands in the cue's identifier."""
-    blocks = [f"WEBVTT\n\nNOTE {_escape(result.threshold.note)}\n"]
+    blocks = [f"WEBVTT\n\nNOTE {_escape(result.calibration)}\n"]
     for number, (_, segment, words) in enumerate(_cues(result, lambda segment: ""), 1):
-        identifier = " ".join(filter(None, [str(number), _escape(who(segment, result.threshold.value))]))
+        identifier = " ".join(filter(None, [str(number), _escape(who(segment))]))
         voice = f"<v {_escape(segment.speaker)}>" if segment.speaker else ""
         times = f"{_clock(words[0].start_s, '.')} --> {_clock(words[-1].end_s, '.')}"
         text = _escape("\n".join(_lines("", words)))

@@ -10,7 +10,6 @@ The encoder runs once over windows of the recording (windows.py); words are deco
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,38 +18,24 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speech_mtl.audio import Audio, AudioError, Level, open_sound, watched
+from speech_mtl.audio import Audio, AudioError
+from speech_mtl.calibration import Calibration, parse_calibration, read_calibration
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.diarize import Phrase, Population, Voices, find_voices
+from speech_mtl.enrolment import Heard, check_names, check_recording, listen
 from speech_mtl.language import Decoder, Decoding
 from speech_mtl.listening import Hearing, hear_all
 from speech_mtl.model import SpeechModel
-from speech_mtl.speakers import UNKNOWN, SpeakerDatabase, default_path, identify, normalized
+from speech_mtl.speakers import UNKNOWN, Match, SpeakerDatabase, Utterance, default_path, identify, normalized
 from speech_mtl.tasks.asr import ASR
-from speech_mtl.windows import cores
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-THRESHOLDS = "thresholds.json"
-UNMEASURED_THRESHOLD = 0.5
 TURN_PAUSE_S = 0.9
 """A longer pause between two words of one speaker begins another segment."""
 UNSURE = 0.6
 """Words whose mean confidence is below this may be no speech. The bundled model's words are at 0.3 to 0.5 on average in
 ESC-10's noises and above 0.8 in AN4's test recordings, but at 0.3 to 0.5 in accents and words that it was not taught,
 too."""
-
-
-@dataclass(frozen=True)
-class Threshold:
-    """The cosine from which on two voices count as one."""
-
-    value: float
-    measured_on: str
-    """The data it was chosen on; empty where it was not measured."""
-
-    @property
-    def note(self) -> str:
-        return f"speaker threshold {self.value:g} ({self.measured_on or 'not measured for this model'})"
 
 
 @dataclass(frozen=True)
@@ -91,6 +76,10 @@ class Segment:
     """The nearest enrolled speaker, also where the score is below the threshold."""
     labels: dict[str, Label]
     """The classify tasks' answers by task name."""
+    threshold: float | None = None
+    """From which on the score gives the voice its name; it depends on how long the voice was heard."""
+    probability: float | None = None
+    """That the voice is best_name's, if it is as likely as not to be enrolled; None where that is not calibrated."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +92,17 @@ class Voice:
     best_name: str | None
     embedding: list[float]
     """Of length 1; with it `speech-mtl enroll --from` gives a voice its name."""
+    threshold: float | None = None
+    probability: float | None = None
+    """As a segment has them."""
 
 
 @dataclass(frozen=True)
 class Result:
     audio: str
     duration_s: float
-    threshold: Threshold
+    calibration: str
+    """Where the thresholds come from."""
     segments: list[Segment]
     notes: list[str] = field(default_factory=list)
     """What a person should know: clipped, silent, no words."""
@@ -131,20 +124,38 @@ class Identification:
     audio: str
     speaker: str
     score: float | None
+    probability: float | None
+    """That it is best_name's; see `Calibration.probability`."""
+    threshold: float
     best_name: str | None
-    threshold: Threshold
+    speech_s: float
     notes: list[str]
 
 
-class Recognizer:
-    """A model, a threshold and the enrolled speakers.
+@dataclass(frozen=True)
+class Verification:
+    """Whether two recordings hold one voice."""
 
-    `threshold` (a cosine, -1 to 1) replaces the model's own. Reading a recording raises AudioError, the database
-    SpeakerDatabaseError, and asking for a task that the model lacks CheckpointError.
+    same: bool
+    score: float
+    probability: float | None
+    threshold: float
+    speech_s: float
+    """Of the recording that has less of it."""
+
+
+class Recognizer:
+    """A model, what its scores mean, and the enrolled speakers.
+
+    `threshold` (a cosine, -1 to 1) replaces the calibration's, for voices of any length. Reading a recording raises
+    AudioError, the database SpeakerDatabaseError, and asking for a task that the model lacks CheckpointError.
     """
 
-    def __init__(self, model: SpeechModel, threshold: Threshold, db: str | Path | None = None):
-        self.model, self.threshold, self.db = model, threshold, db
+    def __init__(
+        self, model: SpeechModel, calibration: Calibration, db: str | Path | None = None, threshold: float | None = None
+    ):
+        self.model, self.db = model, db
+        self._of_model, self._threshold = calibration, threshold
         model.limit_attention()
         self.sample_rate = model.config.features.sample_rate
         self._tasks = {task.type: name for name, task in model.config.tasks.items() if task.type != "classify"}
@@ -162,22 +173,36 @@ class Recognizer:
         """
         folder = Path(folder or PRETRAINED)
         model = load_model(folder, device)
-        chosen = read_threshold(folder) if threshold is None else Threshold(threshold, "set by the user")
+        calibration = read_calibration(folder, model.fingerprint)
         if decoding is not None:
             set_decoder(model, decoding)
-        return cls(model, chosen, db)
+        return cls(model, calibration, db, threshold)
 
     @cached_property
     def database(self) -> SpeakerDatabase:
         """The enrolled speakers; opened when a name is asked for. Raises SpeakerDatabaseError."""
         return SpeakerDatabase(self.db or default_path(), self.model.fingerprint)
 
+    @property
+    def speaker_task(self) -> str:
+        """The name of the model's speaker task. Raises CheckpointError where it has none."""
+        return self._task("speaker")
+
+    @cached_property
+    def calibration(self) -> Calibration:
+        """What scores mean: the database's calibration, where it has one for this model, else the model's own."""
+        found = self._of_model
+        database = SpeakerDatabase(self.db or default_path(), None)
+        if database.model_fingerprint() == self.model.fingerprint and (stored := database.calibration()) is not None:
+            found = parse_calibration(stored, f"{database.path}: its calibration", self.model.fingerprint)
+        return found if self._threshold is None else found.with_threshold(self._threshold)
+
     def remarks(self) -> list[str]:
         """What a person should know before names are read: the threshold's origin, and whether anybody is enrolled."""
         if "speaker" not in self._tasks:
             return []
         nobody = f"nobody is enrolled in {self.database.path}: every speaker is '{UNKNOWN}'"
-        return [self.threshold.note] if self.database.names() else [self.threshold.note, nobody]
+        return [self.calibration.note] if self.database.names() else [self.calibration.note, nobody]
 
     def transcribe(
         self, audio: Audio, on_progress: Callable[[float], None] = lambda share: None, speakers: int | None = None,
@@ -222,53 +247,100 @@ class Recognizer:
             notes.append(f"words are unsure ({mean:.2f} on average): no speech, or speech unlike the training's")
         if asr.decoder:
             notes += asr.decoder.effects(heard.texts)
-        damage = str(heard.damage or "")
-        return Result(heard.name, duration_s, self.threshold, segments, notes, voices, self.model.fingerprint, damage)
+        return Result(
+            heard.name, duration_s, self.calibration.note if "speaker" in self._tasks else "", segments, notes, voices,
+            self.model.fingerprint, str(heard.damage or ""),
+        )  # fmt: skip
 
     def _provisional(self, heard: Hearing, phrases: list[Phrase]) -> list[Segment]:
         """Phrases in segments, named where an enrolled voice is heard in them; the other voices are not told apart."""
         names, references = self._references()
-        embeddings = [phrase.embedding for phrase in phrases]
-        matches = [None if e is None else identify(e, names, references, self.threshold.value) for e in embeddings]
-        speakers = [None if match is None or match.name == UNKNOWN else match.name for match in matches]
+        found = [
+            None if p.embedding is None else self._match(p.embedding, p.end_s - p.start_s, names, references)
+            for p in phrases
+        ]
+        speakers = [None if one is None or one[0].name == UNKNOWN else one[0].name for one in found]
         segments = []
         for turn in _turns(phrases, speakers):
-            match, name = matches[turn[0]], speakers[turn[0]]
             segment = self._segment([phrases[i] for i in turn], None, [], heard.level.samples / self.sample_rate)
-            if match is not None and name is not None:
+            if (one := found[turn[0]]) is not None and (name := speakers[turn[0]]) is not None:
+                match, threshold, probability = one
                 words = [replace(word, speaker=name) for word in segment.words]
-                segment = replace(segment, words=words, speaker=name, score=match.score, best_name=name)
+                segment = replace(
+                    segment, words=words, speaker=name, score=match.score, best_name=name, threshold=threshold,
+                    probability=probability,
+                )  # fmt: skip
             segments.append(segment)
         return segments
 
     def embed(self, audio: Audio) -> np.ndarray:
         """The voice as a vector (E,) of length 1. Raises AudioError, also for digital silence."""
-        name, level, embedding = self._embed(audio)
-        if embedding is None:
-            raise AudioError(f"{name}: digital silence; expected a voice")
-        return embedding
+        return self._voice(self.listen(audio))
+
+    def listen(self, audio: Audio) -> Heard:
+        """The voice of a recording that holds one. Raises AudioError."""
+        return listen(self.model, self.speaker_task, audio)
 
     def identify(self, audio: Audio) -> Identification:
         """Whose voice it is among the enrolled speakers, or 'unknown'."""
         names, references = self._references()
-        name, level, embedding = self._embed(audio)
-        notes = [level.note] if level.note else []
-        if embedding is None:
-            return Identification(name, UNKNOWN, None, None, self.threshold, notes)
-        match = identify(embedding, names, references, self.threshold.value)
-        return Identification(name, match.name, match.score, match.best_name, self.threshold, notes)
+        heard = self.listen(audio)
+        notes, speech_s = [heard.loudness.note] if heard.loudness.note else [], heard.loudness.speech_s
+        threshold = self.calibration.threshold(speech_s, len(names))
+        if heard.embedding is None:
+            return Identification(heard.name, UNKNOWN, None, None, threshold, None, speech_s, notes)
+        match, threshold, probability = self._match(heard.embedding, speech_s, names, references)
+        return Identification(
+            heard.name, match.name, match.score, probability, threshold, match.best_name, speech_s, notes
+        )
 
-    def verify(self, a: Audio, b: Audio) -> tuple[float, float, bool]:
-        """(score, threshold, same): the cosine of two recordings' voices, and whether it reaches the threshold."""
-        score = float(self.embed(a) @ self.embed(b))
-        return score, self.threshold.value, score >= self.threshold.value
+    def verify(self, a: Audio, b: Audio) -> Verification:
+        """Whether two recordings hold one voice."""
+        both = [self.listen(audio) for audio in (a, b)]
+        score = float(self._voice(both[0]) @ self._voice(both[1]))
+        speech_s = min(heard.loudness.speech_s for heard in both)
+        threshold = self.calibration.threshold(speech_s)
+        return Verification(
+            score >= threshold, score, self.calibration.probability(score, speech_s), threshold, speech_s
+        )
 
-    def enroll(self, name: str, audios: Iterable[Audio]) -> int:
-        """Enrol recordings of one speaker, all of them or, at an error, none; returns how many."""
-        embeddings = [self.embed(audio) for audio in audios]
-        if embeddings:
-            self.database.add(name, np.stack(embeddings))
-        return len(embeddings)
+    def enroll(self, name: str, audios: Iterable[Audio], force: bool = False) -> list[str]:
+        """Enrol recordings of one speaker, all of them or, at an error, none; returns what a person should know.
+
+        Raises EnrolmentError for recordings that are no good for it, unless `force`.
+        """
+        return self.enroll_heard(name, [self.listen_to_enroll(audio, force) for audio in audios], force)
+
+    def listen_to_enroll(self, audio: Audio, force: bool = False) -> Heard:
+        """The voice of a recording to be enrolled. Raises AudioError, and EnrolmentError unless `force`."""
+        heard = self.listen(audio)
+        self._voice(heard)
+        if not force:
+            check_recording(heard, self.calibration)
+        return heard
+
+    def enroll_heard(self, name: str, heard: list[Heard], force: bool = False) -> list[str]:
+        """Enrol what `listen_to_enroll` gave; see `enroll`."""
+        if not heard:
+            return []
+        new = [Utterance(self._voice(one), one.loudness.speech_s, one.quality) for one in heard]
+        warnings = check_names(name, new, [one.name for one in heard], self.database, self.calibration, force)
+        self.database.add_utterances({name: new})
+        return warnings
+
+    @staticmethod
+    def _voice(heard: Heard) -> np.ndarray:
+        if heard.embedding is None:
+            raise AudioError(f"{heard.name}: digital silence; expected a voice")
+        return heard.embedding
+
+    def _match(
+        self, embedding: np.ndarray, speech_s: float, names: list[str], references: np.ndarray
+    ) -> tuple[Match, float, float | None]:
+        """Whose voice it is, the threshold, and the probability that it is that of the nearest one."""
+        threshold = self.calibration.threshold(speech_s, len(names))
+        probability = self.calibration.probability(references @ embedding, speech_s) if names else None
+        return identify(embedding, names, references, threshold), threshold, probability
 
     def _task(self, kind: str) -> str:
         if kind not in self._tasks:
@@ -296,7 +368,10 @@ class Recognizer:
 
     def _voices(self, found: Voices, names: list[str], references: np.ndarray) -> list[Voice]:
         """A name for each voice; those that turn out to be one enrolled speaker are one."""
-        matches = [identify(centre, names, references, self.threshold.value) for centre in found.centres]
+        matches = [
+            self._match(centre, float(speech_s), names, references)[0]
+            for centre, speech_s in zip(found.centres, found.seconds, strict=True)
+        ]
         unknown = 0
         labels = []
         for match in matches:
@@ -306,10 +381,12 @@ class Recognizer:
         for label in labels:
             own = [k for k, other in enumerate(labels) if other == label]
             centre = normalized(found.seconds[own] @ found.centres[own])
-            match = identify(centre, names, references, self.threshold.value)
             speech_s = round(float(found.seconds[own].sum()), 3)
+            match, threshold, probability = self._match(centre, speech_s, names, references)
             embedding = [round(float(value), 5) for value in centre]
-            merged[label] = Voice(label, speech_s, match.score, match.best_name, embedding)
+            merged[label] = Voice(
+                label, speech_s, match.score, match.best_name, embedding, threshold if names else None, probability
+            )
         return [merged[label] for label in labels]
 
     def _segment(
@@ -330,22 +407,14 @@ class Recognizer:
             shares = lengths @ np.stack([phrase.labels[name] for phrase in phrases]) / lengths.sum()
             log_probs_1C = torch.from_numpy(shares)[None].log_softmax(dim=1)
             labels[name] = Label(**task.predict({"log_probs": log_probs_1C})[0])
-        score, best_name = (voice.score, voice.best_name) if voice else (None, None)
         text = " ".join(word.text for word in words)
-        return Segment(words[0].start_s, words[-1].end_s, text, words, speaker, score, best_name, labels)
-
-    @torch.inference_mode()
-    def _embed(self, audio: Audio) -> tuple[str, Level, np.ndarray | None]:
-        """The mean of the windows' embeddings, each weighted by its length; None for digital silence."""
-        task, level, total = self._task("speaker"), Level(), np.zeros(1)
-        sound = open_sound(audio, self.sample_rate)
-        ratio = self.model.config.encoder.subsampling
-        for core, _ in cores(self.model, watched(sound, level), None, [task]):
-            size = len(core.log_probs_SV)
-            if size:
-                output = self.model.task(task).over_spans(core.frames[task], [(0, size)], ratio)  # type: ignore[operator]
-                total = total + size * output["embedding"][0].cpu().numpy()
-        return sound.name, level, None if level.is_silent or not total.any() else normalized(total)
+        segment = Segment(words[0].start_s, words[-1].end_s, text, words, speaker, None, None, labels)
+        if voice is None:
+            return segment
+        return replace(
+            segment, score=voice.score, best_name=voice.best_name, threshold=voice.threshold,
+            probability=voice.probability,
+        )  # fmt: skip
 
 
 def _turns(phrases: list[Phrase], speakers: Sequence[str | None]) -> list[list[int]]:
@@ -373,22 +442,3 @@ def set_decoder(model: SpeechModel, decoding: Decoding) -> Decoder:
     asr = asr_of(model)
     asr.decoder = Decoder(decoding, asr.tokenizer)
     return asr.decoder
-
-
-def read_threshold(folder: Path) -> Threshold:
-    """The measured threshold of a model folder's thresholds.json, {"speaker": {"threshold", "measured_on"}}.
-
-    A model without the file gets a default, said to be unmeasured. Raises CheckpointError.
-    """
-    path = folder / THRESHOLDS
-    if not path.exists():
-        return Threshold(UNMEASURED_THRESHOLD, "")
-    try:
-        speaker = json.loads(path.read_text(encoding="utf-8"))["speaker"]
-        value, measured_on = float(speaker["threshold"]), str(speaker["measured_on"])
-    except (ValueError, TypeError, KeyError) as error:
-        expected = '{"speaker": {"threshold": 0.5, "measured_on": "..."}}'
-        raise CheckpointError(f"{path}: {type(error).__name__}: {error}; expected {expected}") from None
-    if not -1 <= value <= 1:
-        raise CheckpointError(f"{path}: threshold {value}; expected a cosine from -1 to 1")
-    return Threshold(value, measured_on)

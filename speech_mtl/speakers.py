@@ -6,18 +6,21 @@ nobody gains by having enrolled more audio. Embeddings of two models do not comp
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 UNKNOWN = "unknown"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+EXPORT_FORMAT = 1
 APPLICATION_ID = 0x534D544C  # "SMTL", in the file's header: tells our files from other programs' SQLite files
 BUSY_TIMEOUT_S = 30.0
 SCHEMA = f"""
@@ -26,16 +29,43 @@ CREATE TABLE utterances (
     id INTEGER PRIMARY KEY,
     speaker TEXT NOT NULL,
     embedding BLOB NOT NULL,
-    added TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP
+    added TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP,
+    speech_s REAL,
+    quality TEXT
 );
 CREATE INDEX utterances_speaker ON utterances (speaker);
 PRAGMA application_id = {APPLICATION_ID};
 PRAGMA user_version = {SCHEMA_VERSION};
 """
 
+UPGRADE = f"""
+ALTER TABLE utterances ADD COLUMN speech_s REAL;
+ALTER TABLE utterances ADD COLUMN quality TEXT;
+PRAGMA user_version = {SCHEMA_VERSION};
+"""
+"""From version 1, which kept no more of an utterance than its embedding."""
+READ = {
+    1: "SELECT speaker, embedding, added, NULL, NULL FROM utterances ORDER BY speaker, id",
+    2: "SELECT speaker, embedding, added, speech_s, quality FROM utterances ORDER BY speaker, id",
+}
+
 
 class SpeakerDatabaseError(ValueError):
     """A speaker database, or a name, that cannot be used; the message says what was found and what is accepted."""
+
+
+@dataclass(frozen=True)
+class Utterance:
+    """An enrolment."""
+
+    embedding: np.ndarray
+    """(E,), of length 1."""
+    speech_s: float | None = None
+    """Seconds of speech; None where it was not measured."""
+    quality: dict[str, float | None] | None = None
+    """snr_db and clipped (a share) of the recording; None where they were not measured."""
+    added: str | None = None
+    """Date and time, UTC; None where it is not in a database yet."""
 
 
 @dataclass(frozen=True)
@@ -92,35 +122,124 @@ class SpeakerDatabase:
 
     def add(self, name: str, embeddings: np.ndarray) -> None:
         """Enrol utterances (n, E) of a speaker, beside those enrolled before."""
-        name = checked_name(name)
-        if self.fingerprint is None:
-            raise SpeakerDatabaseError(f"speaker database {self.path}: enrolling needs the model's fingerprint")
-        rows_NE = normalized(np.atleast_2d(embeddings))
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.add_utterances({name: [Utterance(row) for row in np.atleast_2d(embeddings)]})
+
+    def add_utterances(self, speakers: Mapping[str, Sequence[Utterance]], only_new: bool = False) -> None:
+        """Enrol utterances of speakers, all or none; with `only_new` names that are there already are refused."""
+        rows = [(checked_name(name), utterance) for name, own in speakers.items() for utterance in own]
+        embeddings_NE = normalized(np.stack([utterance.embedding for _, utterance in rows]))
         with self._transaction(write=True) as connection:
             known = connection.execute("SELECT length(embedding) / 4 FROM utterances LIMIT 1").fetchone()
-            if known and known[0] != rows_NE.shape[1]:
-                raise SpeakerDatabaseError(f"{self.path}: embeddings of {rows_NE.shape[1]} values; expected {known[0]}")
+            if known and known[0] != embeddings_NE.shape[1]:
+                found = f"embeddings of {embeddings_NE.shape[1]} values"
+                raise SpeakerDatabaseError(f"{self.path}: {found}; expected {known[0]}")
+            there = {row[0] for row in connection.execute("SELECT DISTINCT speaker FROM utterances")}
+            if only_new and (taken := sorted(there & {name for name, _ in rows})):
+                names = ", ".join(f"'{name}'" for name in taken)
+                raise SpeakerDatabaseError(f"{self.path}: {names} enrolled already; rename or remove them first")
             connection.executemany(
-                "INSERT INTO utterances (speaker, embedding) VALUES (?, ?)",
-                [(name, row.astype("<f4").tobytes()) for row in rows_NE],
+                "INSERT INTO utterances (speaker, embedding, added, speech_s, quality) "
+                "VALUES (?, ?, coalesce(?, CURRENT_TIMESTAMP), ?, ?)",
+                [
+                    (
+                        name,
+                        row.astype("<f4").tobytes(),
+                        one.added,
+                        one.speech_s,
+                        one.quality and json.dumps(one.quality),
+                    )
+                    for (name, one), row in zip(rows, embeddings_NE, strict=True)
+                ],
             )
 
     def names(self) -> list[str]:
         """The enrolled speakers, sorted."""
-        return list(self.counts())
+        return list(self.utterances())
 
-    def counts(self) -> dict[str, int]:
-        """Enrolment utterances by speaker, sorted by name."""
-        return dict(self._rows("SELECT speaker, count(*) FROM utterances GROUP BY speaker ORDER BY speaker"))
+    def utterances(self) -> dict[str, list[Utterance]]:
+        """What is enrolled, by speaker, sorted by name."""
+        found: dict[str, list[Utterance]] = {}
+        size = None
+        for name, blob, added, speech_s, quality in self._read():
+            size = len(blob) if size is None else size
+            row = np.frombuffer(blob, dtype="<f4") if len(blob) == size and size % 4 == 0 else np.zeros(1)
+            if not np.isclose(np.linalg.norm(row), 1, atol=1e-3):
+                raise SpeakerDatabaseError(
+                    f"speaker database {self.path} was altered: an embedding of '{name}' of {len(blob)} bytes; "
+                    f"expected {size} bytes that hold a vector of length 1; `speech-mtl speakers remove` forgets it"
+                )
+            found.setdefault(name, []).append(Utterance(row, speech_s, quality and json.loads(quality), added))
+        return found
 
     def references(self) -> tuple[list[str], np.ndarray]:
         """Names, and one normalised reference each: (speakers, E)."""
-        by_name: dict[str, list[np.ndarray]] = {}
-        for name, blob in self._rows("SELECT speaker, embedding FROM utterances ORDER BY speaker, id"):
-            by_name.setdefault(name, []).append(np.frombuffer(blob, dtype="<f4"))
-        means = [np.mean(rows, axis=0) for rows in by_name.values()]
+        by_name = self.utterances()
+        means = [np.mean([one.embedding for one in own], axis=0) for own in by_name.values()]
         return list(by_name), normalized(np.stack(means)) if means else np.zeros((0, 0), dtype=np.float32)
+
+    def calibration(self) -> str | None:
+        """The calibration that was stored here for the database's model, as JSON."""
+        found = self._meta().get("calibration")
+        return None if found is None else str(found)
+
+    def set_calibration(self, text: str) -> None:
+        """Store a calibration; it goes before that of the model's folder."""
+        with self._transaction(write=True) as connection:
+            connection.execute("INSERT OR REPLACE INTO meta VALUES ('calibration', ?)", [text])
+
+    def model_fingerprint(self) -> str | None:
+        """That of the database's model; None where there is no file yet."""
+        return self._meta().get("fingerprint")
+
+    def export(self) -> dict[str, Any]:
+        """All that is enrolled, for JSON."""
+        speakers = {
+            name: [
+                {"embedding": [round(float(x), 7) for x in one.embedding], "speech_s": one.speech_s,
+                 "quality": one.quality, "added": one.added}
+                for one in own
+            ]
+            for name, own in self.utterances().items()
+        }  # fmt: skip
+        return {"format": EXPORT_FORMAT, "fingerprint": self.model_fingerprint(), "speakers": speakers}
+
+    def import_(self, exported: Any, where: str) -> list[str]:
+        """Enrol what `export` gave, all or nothing; returns the names, none of which may be enrolled already.
+
+        An empty database becomes one of the exporting model; another model's and a newer format are refused. `where`
+        names the file.
+        """
+        expected = "expected what `speech-mtl speakers export` writes"
+        if (
+            isinstance(exported, dict)
+            and isinstance(exported.get("format"), int)
+            and exported["format"] > EXPORT_FORMAT
+        ):
+            found = f"{where} has format {exported['format']}"
+            raise SpeakerDatabaseError(f"{found}; this version reads up to {EXPORT_FORMAT}")
+        try:
+            fingerprint = str(exported["fingerprint"])
+            speakers = {
+                checked_name(name): [
+                    Utterance(
+                        normalized(np.array(one["embedding"], dtype=np.float32)),
+                        None if one["speech_s"] is None else float(one["speech_s"]),
+                        one["quality"] and dict(one["quality"]), one["added"] and str(one["added"]),
+                    )
+                    for one in own
+                ]
+                for name, own in exported["speakers"].items() if own
+            }  # fmt: skip
+            if len({one.embedding.shape for own in speakers.values() for one in own}) > 1:
+                raise ValueError("embeddings of different sizes")
+        except SpeakerDatabaseError:
+            raise
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SpeakerDatabaseError(f"{where}: {type(error).__name__}: {error}; {expected}") from None
+        if not speakers:
+            raise SpeakerDatabaseError(f"{where} holds no speakers; {expected}")
+        SpeakerDatabase(self.path, fingerprint).add_utterances(speakers, only_new=True)
+        return list(speakers)
 
     def remove(self, name: str) -> None:
         """Forget a speaker."""
@@ -135,9 +254,22 @@ class SpeakerDatabase:
         self._expect_file(old)
         with self._transaction(write=True) as connection:
             if connection.execute("SELECT 1 FROM utterances WHERE speaker = ?", [new]).fetchone():
-                raise SpeakerDatabaseError(f"{self.path}: '{new}' is enrolled already; remove one of the two first")
+                raise SpeakerDatabaseError(
+                    f"{self.path}: '{new}' is enrolled already; `speech-mtl speakers merge` makes two one"
+                )
             if not connection.execute("UPDATE utterances SET speaker = ? WHERE speaker = ?", [new, old]).rowcount:
                 raise self._nobody(connection, old)
+
+    def merge(self, source: str, target: str) -> None:
+        """Make two enrolled names one: the utterances of `source` become those of `target`."""
+        self._expect_file(source)
+        if source == target:
+            raise SpeakerDatabaseError(f"'{source}' cannot be merged into itself; expected two names")
+        with self._transaction(write=True) as connection:
+            for name in (source, target):
+                if not connection.execute("SELECT 1 FROM utterances WHERE speaker = ?", [name]).fetchone():
+                    raise self._nobody(connection, name)
+            connection.execute("UPDATE utterances SET speaker = ? WHERE speaker = ?", [target, source])
 
     def _expect_file(self, name: str) -> None:
         if not self._is_there():
@@ -147,11 +279,18 @@ class SpeakerDatabase:
         names = [row[0] for row in connection.execute("SELECT DISTINCT speaker FROM utterances ORDER BY speaker")]
         return SpeakerDatabaseError(f"{self.path}: nobody called '{name}'; enrolled: {', '.join(names) or 'nobody'}")
 
-    def _rows(self, query: str) -> list[tuple]:
+    def _read(self) -> list[tuple]:
         if not self._is_there():
             return []
         with self._transaction() as connection:
-            return connection.execute(query).fetchall()
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            return connection.execute(READ[version]).fetchall()
+
+    def _meta(self) -> dict[str, str]:
+        if not self._is_there():
+            return {}
+        with self._transaction() as connection:
+            return dict(connection.execute("SELECT key, value FROM meta").fetchall())
 
     def _is_there(self) -> bool:
         """A file of 0 bytes is a database that another process is about to make."""
@@ -164,6 +303,8 @@ class SpeakerDatabase:
         A writer takes its lock at the start (IMMEDIATE) and waits for others up to BUSY_TIMEOUT_S. The rollback journal
         is kept, not WAL: writes are rare, and it works on network file systems and in read-only folders, too.
         """
+        if write:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
         # readers ask for `rw`, too: after a crash the next one has to roll back (a write-protected file is only read)
         uri = f"{self.path.absolute().as_uri()}?mode={'rwc' if write else 'rw'}"
         try:
@@ -175,8 +316,9 @@ class SpeakerDatabase:
             self._check(connection, write)
             yield connection
             connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:  # locked, disk full, read-only
-            raise SpeakerDatabaseError(f"speaker database {self.path}: {error}") from None
+        except sqlite3.OperationalError as error:  # locked, disk full, read-only, a table that is missing
+            busy = f"; another program has held it for {BUSY_TIMEOUT_S:g} s" if "locked" in str(error) else ""
+            raise SpeakerDatabaseError(f"speaker database {self.path}: {error}{busy}") from None
         except sqlite3.DatabaseError as error:
             message = f"{self.path} is not a speaker database: {error}; expected a file made by `speech-mtl enroll`"
             raise SpeakerDatabaseError(message) from None
@@ -189,22 +331,34 @@ class SpeakerDatabase:
         version = connection.execute("PRAGMA user_version").fetchone()[0]
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
         if not tables and not application and write:
-            for statement in SCHEMA.strip().removesuffix(";").split(";"):  # executescript would commit
-                connection.execute(statement)
+            if self.fingerprint is None:
+                raise SpeakerDatabaseError(f"speaker database {self.path}: making it needs the model's fingerprint")
+            _run(connection, SCHEMA)
             connection.execute("INSERT INTO meta VALUES ('fingerprint', ?)", [self.fingerprint])
             return
         if application != APPLICATION_ID:
             raise SpeakerDatabaseError(f"{self.path} is not a speaker database; `speech-mtl enroll` makes one")
-        if version > SCHEMA_VERSION:
+        if not 1 <= version <= SCHEMA_VERSION:
             raise SpeakerDatabaseError(
                 f"speaker database {self.path} has format {version}; this version reads up to {SCHEMA_VERSION}"
             )
-        found = connection.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchone()[0]
+        row = connection.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchone()
+        if row is None:
+            raise SpeakerDatabaseError(f"speaker database {self.path} was altered: it does not say whose model's it is")
+        found = row[0]
         if self.fingerprint not in (None, found):
             raise SpeakerDatabaseError(
                 f"speaker database {self.path} belongs to another model (fingerprint {found}, this model's is "
                 f"{self.fingerprint}); use that model, or enrol anew in another file (--db)"
             )
+        if write and version < SCHEMA_VERSION:
+            _run(connection, UPGRADE)
+
+
+def _run(connection: sqlite3.Connection, statements: str) -> None:
+    """Inside the transaction; `executescript` would commit."""
+    for statement in statements.strip().removesuffix(";").split(";"):
+        connection.execute(statement)
 
 
 def checked_name(name: str) -> str:

@@ -25,7 +25,8 @@ from accelerate.utils import set_seed
 from torch.optim.swa_utils import AveragedModel
 
 from speech_mtl import interference
-from speech_mtl.checkpoint import CheckpointError, save_model, save_threshold, write_atomically
+from speech_mtl.calibration import Calibration, save_calibration
+from speech_mtl.checkpoint import CheckpointError, save_model, write_atomically
 from speech_mtl.config import Config
 from speech_mtl.console import TrainingConsole
 from speech_mtl.data import (
@@ -253,7 +254,7 @@ class Trainer:
             if kind == "speaker" and scores.get("mode") == "enrolled" and "eer_threshold" in scores:
                 data = ", ".join(self.config.data.dev)
                 measured_on = f"EER of {scores['speakers']} speakers, {scores['trials']} trials of {data}"
-                save_threshold(self.out, scores["eer_threshold"], measured_on)
+                save_calibration(self.out, Calibration.of(scores["eer_threshold"], measured_on))
 
     def save_state(self) -> None:
         """All that `load_state` needs to go on exactly; written so that a crash leaves the last good one."""

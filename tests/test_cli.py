@@ -26,7 +26,7 @@ from speech_mtl.recognizer import Result as Recognized
 
 COMMANDS = [
     "prepare", "inspect", "train", "import", "evaluate", "transcribe", "align", "identify", "verify", "enroll",
-    "speakers", "lm", "demo",
+    "speakers", "calibrate", "lm", "demo",
 ]  # fmt: skip
 
 
@@ -52,7 +52,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with recordings, and a speaker database of its own."""
     monkeypatch.setenv("SPEECH_MTL_SPEAKERS", str(tmp_path / "speakers.db"))
     for i in range(3):
-        soundfile.write(tmp_path / f"{i}.wav", speech(1.0, seed=i), RATE)
+        soundfile.write(tmp_path / f"{i}.wav", speech(1.5, seed=i), RATE)
     (tmp_path / "bad.wav").write_text("no audio")
     return tmp_path
 
@@ -106,7 +106,8 @@ def test_package_names_are_the_functions_whichever_import_comes_first() -> None:
         (["enroll", "--from", "x.json", "unknown 1", "a", "b"], "a voice and its new name, 3 words given"),
         (["evaluate", "x", "y", "--speakers", "2"], "--speakers goes with --conversations"),
         (["transcribe", "a.wav", "--speakers", "0"], "--speakers"),
-        (["speakers", "--remove", "a", "--rename", "a", "b"], "two calls"),
+        (["speakers", "rename", "a"], "Missing argument"),
+        (["calibrate", "x", "--fa", "1"], "--fa 1; expected a share"),
     ],
 )  # fmt: skip
 def test_wrong_calls_end_with_2(arguments: list[str], message: str) -> None:
@@ -128,7 +129,7 @@ def test_errors_are_one_line_without_traceback(place: Path, model: Path) -> None
         (["inspect", place / "none.jsonl.gz"], "none.jsonl.gz does not exist"),
         (["evaluate", model, place / "none.jsonl.gz"], "none.jsonl.gz does not exist"),
         (["prepare", "fsdd"], "no source given"),
-        (["speakers", "--remove", "eve"], "nobody called 'eve'; enrolled: ann"),
+        (["speakers", "remove", "eve"], "nobody called 'eve'; enrolled: ann"),
     ]  # fmt: skip
     for arguments, message in cases:
         result = call(*arguments)
@@ -198,20 +199,26 @@ def test_stream_gives_words_before_the_result(place: Path, model: Path) -> None:
 
 def test_enroll_identify_verify_speakers(place: Path, model: Path) -> None:
     assert call("enroll", "ann", place / "0.wav", place / "1.wav", "-m", model).exit_code == 0
-    assert call("speakers").stdout == "ann\t2\n"
-    name, score, threshold, best = call("identify", place / "0.wav", "-m", model).stdout.rstrip("\n").split("\t")[1:]
-    assert (name, threshold, best) == ("ann", "0.5", "ann") and float(score) > 0.5
+    assert (
+        call("speakers").stdout.startswith("ann\t2\t2.9\t20")
+        and call("speakers").stdout == call("speakers", "list").stdout
+    )
+    said = call("identify", place / "0.wav", "-m", model).stdout.rstrip("\n").split("\t")[1:]
+    assert (said[0], *said[2:]) == ("ann", "-", "0.5", "ann") and float(said[1]) > 0.5
+    found = json.loads(call("identify", place / "0.wav", "-m", model, "-f", "json").stdout)
+    assert (found["speaker"], found["threshold"], found["probability"]) == ("ann", 0.5, None)
     strict = call("identify", place / "2.wav", "-m", model, "--threshold", "1").stdout.rstrip("\n").split("\t")
-    assert (strict[1], strict[4]) == ("unknown", "ann")
-    assert call("verify", place / "0.wav", place / "0.wav", "-m", model).stdout == "same\t1.0000\t0.5\n"
+    assert (strict[1], strict[5]) == ("unknown", "ann")
+    assert call("verify", place / "0.wav", place / "0.wav", "-m", model).stdout == "same\t1.0000\t-\t0.5\n"
     assert "[ann " in call("transcribe", place / "0.wav", "-m", model).stdout
-    assert call("speakers", "--rename", "ann", "Ann Lee").exit_code == 0
-    assert call("speakers", "--remove", "Ann Lee").exit_code == 0
+    assert call("speakers", "rename", "ann", "Ann Lee").exit_code == 0
+    assert call("speakers", "remove", "Ann Lee").exit_code == 0
     empty = call("speakers", "--db", place / "speakers.db")
     assert (empty.exit_code, empty.stdout) == (0, "") and "nobody is enrolled" in empty.stderr
 
 
 def test_a_voice_of_a_transcript_gets_its_name(place: Path, model: Path) -> None:
+    soundfile.write(place / "0.wav", speech(5.0), RATE)
     said = call("transcribe", place / "0.wav", "-m", model, "-f", "json", "--speakers", "1")
     assert json.loads(said.stdout)["segments"][0]["speaker"] == "unknown 1"
     (place / "result.json").write_text(said.stdout)
@@ -320,7 +327,7 @@ def test_a_real_process_pipes_json_and_nothing_else(place: Path, model: Path) ->
     running = process("transcribe", place / "0.wav", place / "bad.wav", "-m", model, "-f", "json")
     stdout, stderr = running.communicate(timeout=120)
     assert running.returncode == 1
-    assert json.loads(stdout)["duration_s"] == 1.0
+    assert json.loads(stdout)["duration_s"] == 1.5
     assert "Traceback" not in stderr and "bad.wav" in stderr.splitlines()[-1]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from speech_mtl.demo import DATA, compare, run
-from speech_mtl.recognizer import Recognizer, Result, Segment, Threshold, Word
+from speech_mtl.recognizer import Recognizer, Result, Segment, Word
 
 
 def segment(start_s: float, end_s: float, speaker: str, text: str) -> Segment:
@@ -33,7 +33,7 @@ def test_compare_worked_by_hand() -> None:
         segment(2.9, 4.2, "unknown", "four"),
         segment(4.9, 6.1, "ann", "five"),
     ]
-    result = compare(Result("x.wav", 6.1, Threshold(0.5, ""), segments), truth)
+    result = compare(Result("x.wav", 6.1, "nothing", segments), truth)
     assert result["wer"] == pytest.approx(2 / 6, abs=1e-6)
     assert result["speaker_accuracy"] == pytest.approx(4 / 6, abs=1e-6)
     assert [s["truth"]["speaker"] for s in result["segments"]] == ["ann", "ann", "unknown", "bob"]
@@ -44,7 +44,7 @@ def test_a_segment_over_two_turns_is_shown_as_two() -> None:
         {"start_s": 0.0, "end_s": 2.0, "speaker": "ann", "text": "one two"},
         {"start_s": 2.5, "end_s": 4.5, "speaker": "unknown", "text": "three four"},
     ]
-    result = compare(Result("x.wav", 4.5, Threshold(0.5, ""), [segment(0.0, 4.4, "ann", "one two three four")]), truth)
+    result = compare(Result("x.wav", 4.5, "nothing", [segment(0.0, 4.4, "ann", "one two three four")]), truth)
     assert result["wer"] == 0 and result["speaker_accuracy"] == 0.5
     assert [(s["text"], s["truth"]["speaker"]) for s in result["segments"]] == [
         ("one two", "ann"), ("three four", "unknown"),

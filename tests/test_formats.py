@@ -17,7 +17,7 @@ from praatio import textgrid
 
 from speech_mtl.audio import AudioError
 from speech_mtl.formats import format_result
-from speech_mtl.recognizer import Result, Segment, Threshold, Word
+from speech_mtl.recognizer import Result, Segment, Word
 
 
 @pytest.fixture
@@ -28,11 +28,11 @@ def result(tmp_path: Path) -> Result:
     first = [Word("hello", 0.25, 0.61, 0.91, "Ann Lee"), Word('<"there">', 0.7, 1.0, 0.3, "Ann Lee")]
     last = [Word("yes", 5.0, 5.4, 0.8, "bob"), Word("no", 5.4, 5.9, 0.7, "unknown"), Word("well", 6.5, 8.0, 0.6, "bob")]
     return Result(
-        str(tmp_path / "some talk.wav"), 8.0, Threshold(0.5, "nothing"),
+        str(tmp_path / "some talk.wav"), 8.0, "speaker threshold 0.5 (nothing)",
         [
-            Segment(0.0, 2.0, 'hello <"there">', first, "Ann Lee", 0.8312, "Ann Lee", {}),
+            Segment(0.0, 2.0, 'hello <"there">', first, "Ann Lee", 0.8312, "Ann Lee", {}, 0.5),
             Segment(2.0, 4.5, "", [], "unknown", None, None, {}),
-            Segment(4.5, 8.0, "yes no well", last, "bob", 0.6, "bob", {}),
+            Segment(4.5, 8.0, "yes no well", last, "bob", 0.6, "bob", {}, 0.5),
         ],
         ["clipped: a little"],
     )  # fmt: skip

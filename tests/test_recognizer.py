@@ -20,7 +20,7 @@ from speech_mtl.config import parse_config
 from speech_mtl.data import read_cuts
 from speech_mtl.evaluate import evaluate_rows
 from speech_mtl.formats import FORMATS, format_result, who
-from speech_mtl.recognizer import Label, Recognizer, Result, Segment, Threshold, Word
+from speech_mtl.recognizer import Label, Recognizer, Result, Segment, Word
 from speech_mtl.speakers import SpeakerDatabaseError
 
 
@@ -126,12 +126,14 @@ def test_identify_verify_and_thresholds(recognizer: Recognizer, folder: Path, tm
     a, b = (speech(1.5, seed=1), RATE), (speech(1.5, seed=2), RATE)
     assert recognizer.remarks()[1].startswith(f"nobody is enrolled in {tmp_path}/speakers.db")
     assert recognizer.identify(a).speaker == "unknown"
-    assert recognizer.enroll("ann", [a]) == 1
+    assert recognizer.enroll("ann", [a]) == ["ann: 1.5 s of speech enrolled; 5 s or more are recognised better"]
     assert len(recognizer.remarks()) == 1
     found = recognizer.identify(a)
     assert (found.speaker, found.best_name) == ("ann", "ann") and found.score == pytest.approx(1, abs=1e-5)
-    assert recognizer.verify(a, a) == (pytest.approx(1, abs=1e-5), 0.5, True)
-    assert "not measured" in found.threshold.note
+    assert (found.threshold, found.probability, found.speech_s) == (0.5, None, 1.46)
+    same = recognizer.verify(a, a)
+    assert same.score == pytest.approx(1, abs=1e-5) and (same.same, same.threshold) == (True, 0.5)
+    assert "not measured" in recognizer.calibration.note
     strict = Recognizer.from_pretrained(folder, db=tmp_path / "speakers.db", threshold=1.0)
     found = strict.identify(b)
     assert (found.speaker, found.best_name) == ("unknown", "ann") and (found.score or 1) < 1
@@ -159,7 +161,7 @@ def test_noise_one_word_and_eight_channels(recognizer: Recognizer, tmp_path: Pat
 
 def test_enrolling_is_all_or_nothing(recognizer: Recognizer) -> None:
     with pytest.raises(AudioError):
-        recognizer.enroll("ann", [(speech(1.0), RATE), (speech(0.05), RATE)])
+        recognizer.enroll("ann", [(speech(1.2), RATE), (speech(0.05), RATE)])
     assert recognizer.database.names() == []
 
 
@@ -187,20 +189,20 @@ def test_a_file_gives_what_evaluating_it_gives(
     ]
 
 
-def test_measured_threshold_is_read_and_checked(tmp_path: Path) -> None:
+def test_a_threshold_from_before_calibrations_is_read_and_checked(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model")
     measured = {"speaker": {"threshold": 0.37, "measured_on": "AN4 dev, EER"}}
     (folder / "thresholds.json").write_text(json.dumps(measured))
-    threshold = Recognizer.from_pretrained(folder, db=tmp_path / "s.db").threshold
-    assert (threshold.value, threshold.note) == (0.37, "speaker threshold 0.37 (AN4 dev, EER)")
+    calibration = Recognizer.from_pretrained(folder, db=tmp_path / "s.db").calibration
+    assert (calibration.threshold(3.0), calibration.note) == (0.37, "speaker threshold 0.37 (AN4 dev, EER)")
     for broken in ("{", "[]", '{"speaker": {"threshold": "high", "measured_on": ""}}', '{"speaker": {"threshold": 3}}'):
         (folder / "thresholds.json").write_text(broken)
-        with pytest.raises(CheckpointError, match="thresholds.json.*expected"):
+        with pytest.raises(CheckpointError, match="thresholds.json"):
             Recognizer.from_pretrained(folder)
 
 
 def test_tasks_the_model_lacks_are_named(tmp_path: Path) -> None:
-    a = (speech(1.0), RATE)
+    a = (speech(1.5), RATE)
     listener = Recognizer.from_pretrained(save_tiny(tmp_path / "asr", speaker=None), db=tmp_path / "s.db")
     result = listener.transcribe(a)
     assert result.text and result.segments[0].speaker is None and not result.speakers
@@ -215,13 +217,10 @@ def test_tasks_the_model_lacks_are_named(tmp_path: Path) -> None:
 
 
 def test_another_models_speakers_are_refused(recognizer: Recognizer, tmp_path: Path) -> None:
-    recognizer.enroll("ann", [(speech(1.0), RATE)])
+    recognizer.enroll("ann", [(speech(1.5), RATE)])
     other = Recognizer.from_pretrained(save_tiny(tmp_path / "other", seed=1), db=tmp_path / "speakers.db")
     with pytest.raises(SpeakerDatabaseError, match="another model"):
         other.transcribe((speech(1.0), RATE))
-
-
-THRESHOLD = Threshold(0.5, "nothing")
 
 
 def made_up() -> Result:
@@ -231,15 +230,16 @@ def made_up() -> Result:
         return [Word(w, start_s + 0.5 * i, start_s + 0.5 * i + 0.4, 0.9, speaker) for i, w in enumerate(text.split())]
 
     return Result(
-        "some folder/two voices.wav", 3700.0, THRESHOLD,
+        "some folder/two voices.wav", 3700.0, "speaker threshold 0.5 (nothing)",
         [
             Segment(
-                0.0, 5.0, "hello <there>", words("hello <there>", 0.25, "Ann Lee"), "Ann Lee", 0.8312, "Ann Lee", {}
+                0.0, 5.0, "hello <there>", words("hello <there>", 0.25, "Ann Lee"), "Ann Lee", 0.8312, "Ann Lee", {},
+                0.5,
             ),
             Segment(5.0, 9.0, "", [], "unknown", None, None, {}),
             Segment(
                 3670.0, 3700.0, "word " * 29 + "end", words("word " * 29 + "end", 3671.0, "unknown"), "unknown", 0.4999,
-                "Ann Lee", {"gender": Label("female", 0.75)},
+                "Ann Lee", {"gender": Label("female", 0.75)}, 0.5,
             ),
         ],
     )  # fmt: skip
@@ -257,7 +257,7 @@ def test_txt_shows_who_and_the_threshold() -> None:
     ("score", "shown"), [(0.5, "a 0.5000 ≥ 0.5"), (0.497, "a 0.4970 < 0.5"), (-0.2, "a -0.20 < 0.5")]
 )
 def test_score_and_sign_never_contradict(score: float, shown: str) -> None:
-    assert who(Segment(0, 1, "", [], "a", score, "a", {}), 0.5) == shown
+    assert who(Segment(0, 1, "", [], "a", score, "a", {}, 0.5)) == shown
 
 
 def test_json_holds_everything() -> None:
@@ -265,7 +265,7 @@ def test_json_holds_everything() -> None:
     text = format_result(result, "json")
     assert text.count("\n") == 1
     parsed = json.loads(text)
-    assert parsed["text"] == result.text and parsed["threshold"]["value"] == 0.5
+    assert parsed["text"] == result.text and parsed["calibration"] == "speaker threshold 0.5 (nothing)"
     assert parsed["segments"][0]["words"][1] == dataclasses.asdict(result.segments[0].words[1])
     assert parsed["segments"][1]["score"] is None
     assert parsed["segments"][2]["labels"] == {"gender": {"label": "female", "probability": 0.75}}

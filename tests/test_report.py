@@ -242,7 +242,7 @@ def transcription(with_truth: bool) -> dict[str, Any]:
          "text": f"hello {DANGEROUS} 世界"},
         {"start_s": 11.0, "end_s": 12.5, "speaker": "unknown", "score": 0.2, "text": "", "words": []},
     ]  # fmt: skip
-    result: dict[str, Any] = {"audio": "folder/tone.wav", "duration_s": 13.0, "segments": segments, "threshold": 0.45}
+    result: dict[str, Any] = {"audio": "folder/tone.wav", "duration_s": 13.0, "segments": segments}
     if with_truth:
         segments[0]["truth"] = {"speaker": "Ann", "text": "hello world"}
         result |= {"wer": 0.125, "speaker_accuracy": 0.5, "model": "small"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import subprocess
 import sys
@@ -11,15 +12,21 @@ import numpy as np
 import pytest
 
 from speech_mtl.speakers import (
+    APPLICATION_ID,
     SCHEMA_VERSION,
     SpeakerDatabase,
     SpeakerDatabaseError,
+    Utterance,
     default_path,
     identify,
     normalized,
 )
 
 AXES = np.eye(4, dtype=np.float32)
+
+
+def counts(database: SpeakerDatabase) -> dict[str, int]:
+    return {name: len(own) for name, own in database.utterances().items()}
 
 
 @pytest.fixture
@@ -59,7 +66,7 @@ def test_list_remove_rename(database: SpeakerDatabase) -> None:
     database.add("bob", AXES[:3])
     database.add(" ann ", AXES[0])
     database.add("ann", AXES[1])
-    assert database.counts() == {"ann": 2, "bob": 3}
+    assert counts(database) == {"ann": 2, "bob": 3}
     database.rename("bob", "Bob Müller")
     database.remove("ann")
     assert database.names() == ["Bob Müller"]
@@ -124,7 +131,7 @@ def test_a_failed_add_leaves_nothing_behind(database: SpeakerDatabase, monkeypat
         )
     with pytest.raises(SpeakerDatabaseError, match="disk is full"):
         database.add("bob", AXES)
-    assert database.counts() == {"ann": 2}
+    assert counts(database) == {"ann": 2}
 
 
 def test_processes_that_enrol_at_once_lose_nothing(tmp_path: Path) -> None:
@@ -142,7 +149,129 @@ def test_processes_that_enrol_at_once_lose_nothing(tmp_path: Path) -> None:
     for process in processes:
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
-    assert SpeakerDatabase(path, "model-1").counts() == {"ann": each, "bob": each, "cid": each}
+    assert counts(SpeakerDatabase(path, "model-1")) == {"ann": each, "bob": each, "cid": each}
+
+
+def version_1(path: Path) -> None:
+    """A database as the first version wrote it."""
+    with sqlite3.connect(path) as connection:
+        connection.executescript(
+            "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL);"
+            "CREATE TABLE utterances (id INTEGER PRIMARY KEY, speaker TEXT NOT NULL, embedding BLOB NOT NULL, "
+            "added TEXT NOT NULL DEFAULT CURRENT_TIMESTAMP);"
+            "CREATE INDEX utterances_speaker ON utterances (speaker);"
+            f"PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = 1;"
+            "INSERT INTO meta VALUES ('fingerprint', 'model-1');"
+        )
+        connection.execute("INSERT INTO utterances (speaker, embedding) VALUES ('ann', ?)", [AXES[0].tobytes()])
+
+
+def test_version_1_is_read_as_it_is_and_upgraded_by_the_first_write(tmp_path: Path) -> None:
+    path = tmp_path / "old.db"
+    version_1(path)
+    before = path.read_bytes()
+    database = SpeakerDatabase(path, "model-1")
+    (one,) = database.utterances()["ann"]
+    assert (one.speech_s, one.quality) == (None, None) and one.added
+    assert path.read_bytes() == before
+    database.add_utterances({"ann": [Utterance(AXES[1], 2.5, {"snr_db": 30.0, "clipped": 0.0})]})
+    old, new = SpeakerDatabase(path, "model-1").utterances()["ann"]
+    assert (old.added, old.speech_s, new.speech_s, new.quality) == (
+        one.added,
+        None,
+        2.5,
+        {"snr_db": 30.0, "clipped": 0.0},
+    )
+    np.testing.assert_array_equal([old.embedding, new.embedding], AXES[:2])
+    with sqlite3.connect(path) as connection:
+        assert connection.execute("PRAGMA user_version").fetchone()[0] == SCHEMA_VERSION
+
+
+def test_merge(database: SpeakerDatabase) -> None:
+    database.add("ann", AXES[:2])
+    database.add("anne", AXES[2])
+    database.merge("anne", "ann")
+    assert counts(database) == {"ann": 3}
+    for pair, message in ((("eve", "ann"), "nobody called 'eve'"), (("ann", "eve"), "nobody called 'eve'"),
+                          (("ann", "ann"), "expected two names")):  # fmt: skip
+        with pytest.raises(SpeakerDatabaseError, match=message):
+            database.merge(*pair)
+    assert counts(database) == {"ann": 3}
+
+
+def test_export_and_import_give_the_same(database: SpeakerDatabase, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    database.add_utterances({"ann": [Utterance(rng.normal(size=4), 3.25, {"snr_db": None, "clipped": 0.5})]})
+    database.add("bob", AXES[:2])
+    exported = json.loads(json.dumps(database.export()))
+    other = SpeakerDatabase(tmp_path / "other.db", None)
+    assert other.import_(exported, "x.json") == ["ann", "bob"]
+    for name, own in database.utterances().items():
+        for one, two in zip(own, other.utterances()[name], strict=True):
+            np.testing.assert_allclose(one.embedding, two.embedding, atol=1e-6)
+            assert (one.speech_s, one.quality, one.added) == (two.speech_s, two.quality, two.added)
+    assert other.model_fingerprint() == "model-1"
+    exported["speakers"] = {"cid": exported["speakers"]["ann"], "bob": exported["speakers"]["bob"]}
+    with pytest.raises(SpeakerDatabaseError, match="'bob' enrolled already; rename or remove"):
+        other.import_(exported, "x.json")
+    assert other.names() == ["ann", "bob"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "x.json has format 2; this version reads up to 1"), ({"speakers": {}}, "holds no speakers"),
+        ({"fingerprint": "model-2"}, "belongs to another model"), ({"speakers": []}, "AttributeError.*expected what"),
+        ({"speakers": {"eve": [{"embedding": [0, 0]}]}}, "ValueError"),
+        ({"speakers": {"unknown": [1]}}, "speaker name"),
+        ({"speakers": {"eve": [{"embedding": "a"}]}}, "ValueError.*expected what"),
+    ],
+)  # fmt: skip
+def test_imports_that_are_refused(database: SpeakerDatabase, change: dict, message: str) -> None:
+    database.add("ann", AXES[0])
+    exported = database.export()
+    exported["speakers"] = {"eve": exported["speakers"]["ann"]}
+    with pytest.raises(SpeakerDatabaseError, match=message):
+        database.import_(exported | change, "x.json")
+    assert database.names() == ["ann"]
+    with pytest.raises(SpeakerDatabaseError, match="TypeError"):
+        database.import_([1], "x.json")
+
+
+@pytest.mark.parametrize(
+    ("statement", "message"),
+    [
+        ("UPDATE utterances SET embedding = x'0000803f00' WHERE id = 2", "altered: an embedding of 'ann' of 5 bytes"),
+        ("UPDATE utterances SET embedding = zeroblob(16) WHERE id = 2", "altered: an embedding of 'ann' of 16 bytes"),
+        ("DROP TABLE utterances", "no such table: utterances"), ("DELETE FROM meta", "does not say whose model"),
+    ],
+)  # fmt: skip
+def test_an_altered_database_is_refused(database: SpeakerDatabase, statement: str, message: str) -> None:
+    database.add("ann", AXES[:3])
+    with sqlite3.connect(database.path) as connection:
+        connection.execute(statement)
+    with pytest.raises(SpeakerDatabaseError, match=message):
+        SpeakerDatabase(database.path, "model-1").references()
+
+
+def test_a_locked_database_is_said_to_be(database: SpeakerDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
+    database.add("ann", AXES[0])
+    monkeypatch.setattr("speech_mtl.speakers.BUSY_TIMEOUT_S", 0.05)
+    holder = sqlite3.connect(database.path, isolation_level=None)
+    holder.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(SpeakerDatabaseError, match="database is locked; another program has held it for 0.05 s"):
+            database.add("bob", AXES[1])
+    finally:
+        holder.close()
+    assert database.names() == ["ann"]
+
+
+def test_a_calibration_is_kept_with_the_model_it_belongs_to(database: SpeakerDatabase) -> None:
+    assert database.calibration() is None
+    database.set_calibration("{}")  # before anybody is enrolled
+    assert SpeakerDatabase(database.path, None).calibration() == "{}" and database.model_fingerprint() == "model-1"
+    assert database.names() == []
 
 
 def test_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

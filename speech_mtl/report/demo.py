@@ -2,7 +2,7 @@
 
 `write_demo_page(result, audio_path, out)` takes a result of the form
 
-    {"audio": str, "duration_s": float, "model": str, "threshold": float,
+    {"audio": str, "duration_s": float, "model": str,
      "segments": [{"start_s", "end_s", "speaker", "score", "text",
                    "words": [{"text", "start_s", "end_s", "confidence"}],
                    "truth": {"speaker", "text"}}],
@@ -37,7 +37,7 @@ def write_demo_page(result: dict[str, Any], audio_path: Path, out: Path) -> Path
     """Write the page to `out` and return it. Raises OSError or RuntimeError where the sound cannot be read."""
     samples, rate = read_audio(Path(audio_path))
     page = environment().get_template("demo.html.j2").render(
-        result={"model": None, "wer": None, "speaker_accuracy": None, "threshold": None} | result,
+        result={"model": None, "wer": None, "speaker_accuracy": None} | result,
         name=Path(result.get("audio") or audio_path).name,
         sound=embedded_sound(samples, rate),
         colors=voice_colors(_name(segment) for segment in result["segments"]),

@@ -97,7 +97,7 @@ class Speaker(Task):
         return trained_BE @ F.normalize(self.centres.float(), dim=1).T
 
     def _projected(self, pooled_BP: Tensor, mels: list[Tensor]) -> dict[str, Tensor]:
-        """In use, with each row's mel frames (1, T, F): beside the embedding 'features' (B, P), what that is made of."""
+        """In use, with each row's mel frames (1, T, F): 'features' (B, P) are what the embedding is projected from."""
         trained_BE = features_BP = self._trained(pooled_BP)
         if self.spectrum and mels:
             spectrum_BP = torch.stack([speech_spectrum(mel_1TF[0] * self.mel_scale_F) for mel_1TF in mels])

@@ -1,0 +1,87 @@
+"""Open set: calibrated on some speakers, how often are strangers named, and enrolled voices not, among fresh speakers?
+
+    python benchmarks/open_set.py                       # the bundled model
+    python benchmarks/open_set.py --model runs/an4 --fa 0.01
+
+Half of the fresh speakers are enrolled, about ten seconds each, the others are strangers; this is drawn many times.
+A trial is a piece of a recording, as in `speech-mtl calibrate`, named as `identify` would. Rates are means over the
+speakers, with a 95 % interval from drawing speakers anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from speech_mtl.calibrating import BANDS_S, Trials, calibrate, cllr, hear_all, labelled, trials_of
+from speech_mtl.calibration import Calibration
+from speech_mtl.recognizer import PRETRAINED, Recognizer
+
+KINDS = ("strangers named", "enrolled not named", "enrolled named wrongly")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, default=PRETRAINED)
+    defaults = ["data/an4/dev.jsonl.gz", "data/speechocean762/unseen.jsonl.gz"]
+    parser.add_argument("--calibrate", nargs="+", default=defaults, metavar="SOURCE", help="manifests or folders")
+    fresh = ["data/an4/enroll.jsonl.gz", "data/an4/trial.jsonl.gz"]
+    parser.add_argument("--fresh", nargs="+", default=fresh, metavar="SOURCE", help="of other speakers")
+    parser.add_argument("--fa", type=float, default=0.01, help="wanted share of strangers who are given a name")
+    parser.add_argument("--draws", type=int, default=100, help="how often half of the speakers are enrolled")
+    args = parser.parse_args()
+
+    recognizer = Recognizer.from_pretrained(args.model)
+    heard = [hear_all(recognizer.model, recognizer.speaker_task, labelled(s))[0] for s in (args.calibrate, args.fresh)]
+    if both := sorted(heard[0].keys() & heard[1].keys()):
+        parser.error(f"speakers both in --calibrate and in --fresh: {', '.join(both[:5])}")
+    calibration, _ = calibrate(trials_of(heard[0]), heard[0], ", ".join(args.calibrate), args.fa)
+    trials = trials_of(heard[1], seed=1)
+    print(f"calibrated on {len(heard[0])} speakers, {calibration.note}")
+    print(f"fresh: {len(heard[1])} speakers of {', '.join(args.fresh)}; half of them enrolled, {args.draws} draws")
+    print(f"Cllr on the fresh speakers: {cllr(trials, calibration):.3f} bits")
+    edges = (0.0, *BANDS_S, np.inf)
+    rows = [(f"{low:g}-{high:g} s", low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    for name, low, high in [*rows, ("phrases (0.5-4 s)", 0.5, 4.0), ("all", 0.0, np.inf)]:
+        part = trials.within(low, high)
+        if len(part.own_P):
+            shown = [
+                f"{kind} {interval(rates)}"
+                for kind, rates in zip(KINDS, shares(part, calibration, args.draws), strict=True)
+            ]
+            print(f"{name:<18}{'; '.join(shown)} ({len(part.own_P)} pieces)")
+
+
+def shares(trials: Trials, calibration: Calibration, draws: int, seed: int = 0) -> list[np.ndarray]:
+    """Of each of KINDS the share of a speaker's pieces (speakers,), over the draws in which it is of that kind."""
+    rng = np.random.default_rng(seed)
+    M = trials.scores_PM.shape[1]
+    speakers = int(trials.speaker_P.max()) + 1
+    half = max(1, M // 2)
+    threshold_P = np.array([calibration.threshold(s, half) for s in trials.seconds_P])
+    hits, tried = np.zeros((3, speakers)), np.zeros((3, speakers))
+    for _ in range(draws):
+        enrolled = rng.permutation(M)[:half]
+        scores = trials.scores_PM[:, enrolled]
+        best_P, accepted_P = enrolled[scores.argmax(axis=1)], scores.max(axis=1) >= threshold_P
+        known_P = np.isin(trials.own_P, enrolled)
+        wrong_P = known_P & accepted_P & (best_P != trials.own_P)
+        for kind, (of_P, hit_P) in enumerate(
+            [(~known_P, ~known_P & accepted_P), (known_P, known_P & ~accepted_P), (known_P, wrong_P)]
+        ):
+            tried[kind] += np.bincount(trials.speaker_P, of_P, minlength=speakers)
+            hits[kind] += np.bincount(trials.speaker_P, hit_P, minlength=speakers)
+    return [h[t > 0] / t[t > 0] for h, t in zip(hits, tried, strict=True)]
+
+
+def interval(rates: np.ndarray, rounds: int = 2000) -> str:
+    """Mean over speakers in per cent, with its interval."""
+    drawn = np.random.default_rng(0).choice(rates, (rounds, len(rates))).mean(axis=1)
+    low, high = np.percentile(drawn, [2.5, 97.5])
+    return f"{100 * rates.mean():.1f} % ({100 * low:.1f}-{100 * high:.1f})"
+
+
+if __name__ == "__main__":
+    main()

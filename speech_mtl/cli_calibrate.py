@@ -1,0 +1,96 @@
+"""The command `calibrate`: thresholds and probabilities from a person's own labelled recordings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from speech_mtl.cli_options import Db, Model, load_recognizer
+from speech_mtl.terminal import fail, guarded, note, progress
+
+if TYPE_CHECKING:
+    from speech_mtl.calibrating import BandReport
+    from speech_mtl.calibration import Calibration
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command of this file."""
+    app.command("calibrate")(calibrate)
+
+
+@guarded
+def calibrate(
+    sources: Annotated[
+        list[Path], typer.Argument(metavar="SOURCES...", help="Manifests with speakers, or folders: SPEAKER/x.wav.")
+    ],
+    rate: Annotated[
+        float, typer.Option("--fa", help="Share of strangers that may be given a name, above 0 and below 0.5.")
+    ] = 0.01,
+    model: Model = None,
+    db: Db = None,
+) -> None:
+    """Find the thresholds for a wanted rate of false acceptance, by seconds of speech, and what probability a score is.
+
+    The recordings must be of speakers that the model was not trained on. The result is kept with --model in that
+    folder, as calibration.json; without it, or with --db, in the database of enrolled speakers.
+
+    \b
+    Example: speech-mtl calibrate recordings/ --fa 0.01
+    """
+    if not 0 < rate < 0.5:
+        raise typer.BadParameter(f"--fa {rate:g}; expected a share above 0 and below 0.5, such as 0.01")
+    recognizer = load_recognizer(model, db)
+    from speech_mtl import calibrating
+    from speech_mtl.calibration import save_calibration
+    from speech_mtl.speakers import SpeakerDatabase, default_path
+
+    database = None
+    if model is None or db is not None:  # a wrong one is refused before any recording is read
+        database = SpeakerDatabase(db or default_path(), recognizer.model.fingerprint)
+    recordings = list(calibrating.labelled(sources))
+    with progress("listening", len(recordings)) as show:
+        heard, bad = calibrating.hear_all(recognizer.model, recognizer.speaker_task, recordings, on_done=show)
+    trials = calibrating.trials_of(heard)
+    measured_on = f"{len(heard)} speakers of {', '.join(map(str, sources))}"
+    found, reports = calibrating.calibrate(trials, heard, measured_on, rate)
+    found = found.model_copy(update={"fingerprint": recognizer.model.fingerprint})
+    typer.echo(table(found, reports, calibrating.cllr(trials, found) if found.logistic else None))
+    for report in reports:
+        if remark := calibrating.remarks(report, rate):
+            note(f"warning: {seconds(report)}: {remark}")
+    if database is None:
+        assert model is not None
+        note(f"written: {save_calibration(model, found)}")
+    else:
+        database.set_calibration(found.to_json())
+        note(f"written: the calibration in {database.path}")
+    if bad:
+        note(f"{len(recordings) - len(bad)} of {len(recordings)} recordings used; not used:")
+        fail("\n".join(bad))
+
+
+def seconds(report: BandReport) -> str:
+    end = "" if report.high_s == float("inf") else f"{report.high_s:g}"
+    return f"{report.low_s:g}-{end} s"
+
+
+def table(found: Calibration, reports: list[BandReport], cllr: float | None) -> str:
+    """A line a band, rates with their 95 % intervals over speakers, and the costs of the probabilities."""
+
+    def percent(rate: tuple[float, float, float]) -> str:
+        return "-" if rate[0] != rate[0] else f"{100 * rate[0]:.1f} ({100 * rate[1]:.1f}-{100 * rate[2]:.1f})"
+
+    many = max(band.enrolled[-1] for band in found.bands)
+    rows = [("speech", "threshold", f"for {many} voices", "false acceptance %", "false rejection %", "trials")]
+    for report in reports:
+        threshold, of_many = found.threshold(report.low_s), found.threshold(report.low_s, many)
+        acceptance, rejection = percent(report.acceptance), percent(report.rejection)
+        trials = f"{report.own} own, {report.others} others"
+        rows.append((seconds(report), f"{threshold:.4f}", f"{of_many:.4f}", acceptance, rejection, trials))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    if cllr is not None:
+        lines.append(f"Cllr of the probabilities, on the same trials: {cllr:.3f} bits")
+    return "\n".join(lines)

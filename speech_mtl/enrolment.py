@@ -1,0 +1,276 @@
+"""A recording of one voice: what it sounds like to the speaker head, and whether it is good enough to enrol.
+
+Speech is told from quiet by the levels of short frames; the quietest of them are the noise, as in NIST's
+signal-to-noise tool (`stnr`), which needs some pause to be right. Whether a recording holds one voice is asked of
+windows: they are split into the two most different groups, whose likeness must not be lower than that of one voice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+import torch
+
+from speech_mtl.audio import CLIPPED_SHARE, Audio, AudioError, Level, open_sound, watched
+from speech_mtl.calibration import Calibration
+from speech_mtl.model import SpeechModel
+from speech_mtl.speakers import SpeakerDatabase, Utterance, normalized
+from speech_mtl.windows import cores
+
+FRAME_S = 0.02
+QUIETEST, LOUDEST = 10, 95
+"""Percentiles of the frames' levels that stand for the noise and for loud speech."""
+SPEECH_RANGE_DB = 30.0
+"""Frames so far below loud speech are no speech; where it is noisy, those near the noise are none either."""
+GAP_S = 0.2
+"""A quieter moment inside speech, a closed lip, belongs to it."""
+WINDOW_S, HOP_S = 1.5, 0.75
+"""Windows in which a second voice is looked for; it must be heard in two that do not overlap."""
+LEAST_SPEECH_S, LEAST_TOGETHER_S, ENOUGH_SPEECH_S = 0.5, 1.0, 5.0
+"""Speech of a recording and of all that are enrolled under a name: less is refused; less than the last is warned of."""
+LEAST_SNR_DB, GOOD_SNR_DB = 3.0, 12.0
+MOST_CLIPPED = 0.02
+"""Share of the samples at full scale from which a recording is refused; audio.CLIPPED_SHARE is warned of."""
+
+UNLIKELY = 0.01
+"""Probability of one voice below which recordings under one name are refused."""
+
+Span = tuple[int, int]
+
+
+class EnrolmentError(AudioError):
+    """A recording that is no good for enrolling; the message says why, and what would be accepted."""
+
+
+@dataclass
+class Loudness(Level):
+    """What blocks are like together, and the level of every frame of 20 ms, in dB."""
+
+    sample_rate: int = 16000
+    rest: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.float32))
+    parts: list[np.ndarray] = field(default_factory=list)
+
+    def add(self, block: np.ndarray) -> None:
+        super().add(block)
+        size = round(FRAME_S * self.sample_rate)
+        held = np.concatenate([self.rest, block])
+        frames = held[: len(held) // size * size].reshape(-1, size)
+        self.rest = held[frames.size :]
+        self.parts.append(10 * np.log10(frames.var(axis=1) + 1e-10))  # the variance, for the sake of an offset
+
+    @cached_property
+    def levels_db(self) -> np.ndarray:
+        """Of all frames; ask when all blocks were added."""
+        return np.concatenate([np.zeros(0), *self.parts])
+
+    @cached_property
+    def speech(self) -> np.ndarray:
+        """Which frames hold speech: all that is clearly above the quietest, and not far below the loudest."""
+        heard_db = self.levels_db[self.levels_db > -90]
+        if not len(heard_db):
+            return np.zeros(len(self.levels_db), dtype=bool)
+        quiet_db, loud_db = np.percentile(heard_db, [QUIETEST, LOUDEST])
+        is_speech = self.levels_db > max(loud_db - SPEECH_RANGE_DB, min(quiet_db + 3, loud_db - 3))
+        edges = np.flatnonzero(np.diff(np.r_[0, is_speech.astype(int), 0]))
+        for end, start in zip(edges[1:-1:2], edges[2::2], strict=True):
+            if start - end <= GAP_S / FRAME_S:
+                is_speech[end:start] = True
+        return is_speech
+
+    @property
+    def speech_s(self) -> float:
+        return round(float(self.speech.sum()) * FRAME_S, 3)
+
+    @property
+    def snr_db(self) -> float | None:
+        """Level of the speech over that of the quietest frames; None where nothing is quiet enough to tell."""
+        powers = 10 ** (self.levels_db[self.levels_db > -90] / 10)
+        if not len(powers) or not self.speech.any():
+            return None
+        noise = powers[powers <= np.percentile(powers, QUIETEST)].mean()
+        signal = (10 ** (self.levels_db[self.speech] / 10)).mean()
+        return round(float(10 * np.log10(max(signal - noise, noise * 1e-3) / noise)), 1)
+
+    def speech_between_s(self, start_s: float, end_s: float) -> float:
+        return float(self.speech[round(start_s / FRAME_S) : round(end_s / FRAME_S)].sum()) * FRAME_S
+
+
+@dataclass(frozen=True)
+class Spans:
+    """Parts of a recording: start, end and speech in seconds (W, 3), and their voices (W, E), each of length 1."""
+
+    times_W3: np.ndarray
+    embeddings_WE: np.ndarray
+
+    def with_speech(self, share: float) -> Spans:
+        """Those of which at least this share is speech."""
+        kept = self.times_W3[:, 2] >= share * (self.times_W3[:, 1] - self.times_W3[:, 0])
+        return Spans(self.times_W3[kept], self.embeddings_WE[kept])
+
+
+@dataclass(frozen=True)
+class Heard:
+    """A recording's voice: of all of it, and of spans of it."""
+
+    name: str
+    loudness: Loudness
+    embedding: np.ndarray | None
+    """(E,), of length 1; None for digital silence."""
+    windows: Spans
+    """All of WINDOW_S."""
+    pieces: Spans
+    """Those that were asked for."""
+
+    @property
+    def quality(self) -> dict[str, float | None]:
+        """What an enrolment keeps of its recording."""
+        clipped = self.loudness.clipped / max(1, self.loudness.samples)
+        return {"snr_db": self.loudness.snr_db, "clipped": round(clipped, 5)}
+
+
+@torch.inference_mode()
+def listen(
+    model: SpeechModel, task: str, audio: Audio, pieces_of: Callable[[int], list[Span]] = lambda size: []
+) -> Heard:
+    """Hear a recording of any length; its voice is the mean of the windows' embeddings, each weighted by its length.
+
+    `task` is the speaker task's name; `pieces_of` names pieces of a part of so many encoder frames. Raises AudioError.
+    """
+    sample_rate, frame_s, ratio = model.config.features.sample_rate, model.frame_s, model.config.encoder.subsampling
+    sound, loudness = open_sound(audio, sample_rate), Loudness(sample_rate=sample_rate)
+    total = np.zeros(1)
+    found: tuple[list[np.ndarray], ...] = ([], [], [], [])
+    for core, _ in cores(model, watched(sound, loudness), None, [task]):
+        if not (size := len(core.log_probs_SV)):
+            continue
+        windows = regular(size, round(WINDOW_S / frame_s), round(HOP_S / frame_s))
+        bounds = [(0, size), *windows, *pieces_of(size)]
+        output = model.task(task).over_spans(core.frames[task], bounds, ratio)["embedding"].cpu().numpy()  # type: ignore[operator]
+        total = total + size * output[0]
+        times_s = (core.start + np.array(bounds, dtype=float)) * frame_s
+        n = 1 + len(windows)
+        for part, values in zip(found, (times_s[1:n], output[1:n], times_s[n:], output[n:]), strict=True):
+            part.append(values)
+    embedding = None if loudness.is_silent or not total.any() else normalized(total)
+    joined = [np.concatenate(part) if part else np.zeros((0, 2)) for part in found]
+    return Heard(sound.name, loudness, embedding, *(_spans(joined[i], joined[i + 1], loudness) for i in (0, 2)))
+
+
+def _spans(bounds_W2: np.ndarray, embeddings_WE: np.ndarray, loudness: Loudness) -> Spans:
+    speech_s = np.array([loudness.speech_between_s(*bounds) for bounds in bounds_W2])
+    return Spans(np.column_stack([bounds_W2, speech_s]), embeddings_WE)
+
+
+def regular(size: int, length: int, hop: int) -> list[Span]:
+    """Spans of `length` frames every `hop` frames; none where the piece is shorter."""
+    return [(start, start + length) for start in range(0, size - length + 1, max(1, hop))]
+
+
+def likeness_within(windows_WE: np.ndarray) -> float:
+    """Cosine between the two most different groups of windows, at least two in each; 1 where that cannot be asked."""
+    from sklearn.cluster import AgglomerativeClustering
+
+    if len(windows_WE) < 4:
+        return 1.0
+    group_W = AgglomerativeClustering(n_clusters=2, metric="cosine", linkage="average").fit_predict(windows_WE)
+    if min(np.bincount(group_W)) < 2:
+        return 1.0
+    a, b = (normalized(windows_WE[group_W == k].mean(axis=0)) for k in (0, 1))
+    return float(a @ b)
+
+
+def check_recording(heard: Heard, calibration: Calibration) -> None:
+    """Raises EnrolmentError where there is too little speech, too much noise or clipping, or a second voice."""
+    loudness = heard.loudness
+    clipped, speech_s, snr_db = loudness.clipped / max(1, loudness.samples), loudness.speech_s, loudness.snr_db
+    reason = None
+    if speech_s < LEAST_SPEECH_S:
+        reason = f"{speech_s:.2f} s of speech; expected at least {LEAST_SPEECH_S:g} s"
+    elif snr_db is not None and snr_db < LEAST_SNR_DB:
+        reason = f"speech is {snr_db:.1f} dB above the noise; expected at least {LEAST_SNR_DB:g} dB"
+    elif clipped >= MOST_CLIPPED:
+        reason = f"{100 * clipped:.1f} % of the samples are at full scale; expected less than {100 * MOST_CLIPPED:g} %"
+    elif calibration.one_voice is not None:
+        likeness = likeness_within(heard.windows.with_speech(0.5).embeddings_WE)
+        if likeness < calibration.one_voice:
+            limit = f"alike by {likeness:.2f}, one voice's by {calibration.one_voice:.2f} or more"
+            reason = f"two voices: parts of it are {limit}; expected a recording of one"
+    if reason is not None:
+        raise EnrolmentError(f"{heard.name}: {reason} (--force enrols it anyway)")
+
+
+def check_names(
+    name: str, new: list[Utterance], files: list[str], database: SpeakerDatabase, calibration: Calibration, force: bool
+) -> list[str]:
+    """What a person should know of recordings that are to be enrolled under a name.
+
+    Raises EnrolmentError, unless `force`, where a recording's voice is not that of the name's other recordings, or is
+    that of another name; neither can be told without a calibration.
+    """
+    there = database.utterances()
+    together = [*there.get(name, []), *new]
+    speech_s = sum(one.speech_s or 0.0 for one in together)
+    found = []
+    if speech_s < LEAST_TOGETHER_S and not any(one.speech_s is None for one in together):
+        found.append(f"{name}: {speech_s:.2f} s of speech in all; expected at least {LEAST_TOGETHER_S:g} s")
+    if calibration.false_acceptance is not None:
+        found += [
+            *_strangers(name, new, files, there.get(name, []), calibration),
+            *_other_names(name, new, {other: own for other, own in there.items() if other != name}, calibration),
+        ]
+    if found and not force:
+        raise EnrolmentError("\n".join(f"{reason} (--force enrols it anyway)" for reason in found))
+    if speech_s < ENOUGH_SPEECH_S:
+        found.append(
+            f"{name}: {speech_s:.1f} s of speech enrolled; {ENOUGH_SPEECH_S:g} s or more are recognised better"
+        )
+    for file, one in zip(files, new, strict=True):
+        quality = one.quality or {}
+        if (snr_db := quality.get("snr_db")) is not None and snr_db < GOOD_SNR_DB:
+            found.append(f"{file}: noisy: speech is {snr_db:.1f} dB above the noise")
+        if (clipped := quality.get("clipped") or 0.0) >= CLIPPED_SHARE:
+            found.append(f"{file}: clipped: {100 * clipped:.1f} % of the samples are at full scale")
+    return found
+
+
+def _strangers(
+    name: str, new: list[Utterance], files: list[str], earlier: list[Utterance], calibration: Calibration
+) -> list[str]:
+    """One name for two voices: recordings that are unlikely to hold the voice of the name's others."""
+    found = []
+    for i, (file, one) in enumerate(zip(files, new, strict=True)):
+        others = [*earlier, *new[:i], *new[i + 1 :]]
+        if not others or one.speech_s is None:
+            continue
+        score = float(_reference(others) @ one.embedding)
+        speech_s = min(one.speech_s, sum(other.speech_s or one.speech_s for other in others))
+        probability = calibration.probability(score, speech_s)
+        if probability is not None and probability < UNLIKELY:
+            likeness = f"likeness {score:.2f}, probability {probability:.2g}"
+            found.append(f"{file}: another voice than the other recordings of '{name}' ({likeness})")
+    return found
+
+
+def _other_names(
+    name: str, new: list[Utterance], others: dict[str, list[Utterance]], calibration: Calibration
+) -> list[str]:
+    """Two names for one voice: the nearest of the other names, where it would be taken for the voice."""
+    if not others:
+        return []
+    voice = _reference(new)
+    scores = {other: float(_reference(own) @ voice) for other, own in others.items()}
+    nearest = max(scores, key=lambda other: scores[other])
+    threshold = calibration.threshold(sum(one.speech_s or 0.0 for one in new), len(others))
+    if scores[nearest] < threshold:
+        return []
+    likeness = f"likeness {scores[nearest]:.2f}, threshold {threshold:g}"
+    return [
+        f"'{name}' has the voice that is enrolled as '{nearest}' ({likeness}); `speech-mtl speakers` can merge them"
+    ]
+
+
+def _reference(utterances: list[Utterance]) -> np.ndarray:
+    return normalized(np.mean([one.embedding for one in utterances], axis=0))

@@ -1,0 +1,189 @@
+"""Thresholds and probabilities: what a calibration says, and that it is measured right on scores whose law is known."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from conftest import RATE
+from pydantic import ValidationError
+from scipy.stats import norm
+from test_cli import call
+from test_recognizer import save_tiny, speech
+
+from speech_mtl.calibrating import (
+    BandReport,
+    Trials,
+    accepted_share,
+    cllr,
+    fit_logistic,
+    labelled,
+    rate_with_interval,
+    remarks,
+    threshold_at,
+    trials_of,
+)
+from speech_mtl.calibration import Band, Calibration, parse_calibration, read_calibration, save_calibration
+from speech_mtl.checkpoint import CheckpointError
+from speech_mtl.data import DataError
+from speech_mtl.recognizer import Recognizer
+
+BANDS = (Band(up_to_s=2, enrolled=(1, 4), thresholds=(0.5, 0.7)), Band(enrolled=(1, 4), thresholds=(0.6, 0.8)))
+MEASURED = Calibration(
+    fingerprint="m", measured_on="us", false_acceptance=0.01, bands=BANDS, logistic=(-6.0, 10.0, 0.5), one_voice=0.4
+)
+
+
+def known_trials(seed: int, speakers: int = 40, pieces: int = 400, seconds: float = 3.0) -> Trials:
+    """Own voices score around 0.7, others around 0.2, both with deviation 0.1, all independently."""
+    rng = np.random.default_rng(seed)
+    own_P = np.repeat(np.arange(speakers), pieces)
+    scores_PM = rng.normal(0.2, 0.1, (len(own_P), speakers))
+    scores_PM[np.arange(len(own_P)), own_P] += 0.5
+    return Trials(scores_PM, np.full(len(own_P), seconds), own_P, own_P)
+
+
+def test_the_threshold_is_that_of_the_band_and_rises_with_the_number_enrolled() -> None:
+    assert [MEASURED.threshold(s) for s in (0.1, 1.99, 2.0, 600.0)] == [0.5, 0.5, 0.6, 0.6]
+    assert [MEASURED.threshold(1.0, n) for n in (0, 1, 2, 4)] == [0.5, 0.5, 0.6, 0.7]
+    assert MEASURED.threshold(1.0, 8) == pytest.approx(0.8)  # on as between those measured
+    assert MEASURED.threshold(1.0, 10**9) == 1.0
+    assert Calibration.of(0.3, "").threshold(1.0, 1000) == 0.3
+    fixed = MEASURED.with_threshold(0.9)
+    assert fixed.threshold(1.0, 4) == 0.9 and fixed.probability(0.6, 3.0) == MEASURED.probability(0.6, 3.0)
+
+
+def test_the_probability_of_one_voice_is_the_logistic_functions_and_of_many_adds_up() -> None:
+    ratio = -6 + 10 * 0.7 + 0.5 * np.log(4.0)
+    assert MEASURED.probability(0.7, 4.0) == pytest.approx(1 / (1 + np.exp(-ratio)), abs=1e-4)
+    assert Calibration.of(0.5, "").probability(0.7, 4.0) is None and MEASURED.probability(np.zeros(0), 4.0) is None
+    alone, beside_a_twin = MEASURED.probability(0.9, 4.0), MEASURED.probability(np.array([0.9, 0.9]), 4.0)
+    assert alone and beside_a_twin and beside_a_twin < 0.5 < alone  # one of the two it is, but which?
+    assert MEASURED.probability(0.9, 4.0) > MEASURED.probability(0.9, 1.0)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bands": []}, {"bands": [{"up_to_s": 2, "thresholds": [0.5]}]}, {"bands": [{"thresholds": [1.5]}]},
+        {"bands": [{"thresholds": [0.5, 0.6]}]}, {"bands": [{"enrolled": [2, 1], "thresholds": [0.5, 0.6]}]},
+        {"bands": [{"up_to_s": 4, "thresholds": [0.1]}, {"up_to_s": 2, "thresholds": [0.1]}, {"thresholds": [0.1]}]},
+        {"format": 2}, {"colour": 1}, {"logistic": [1]}, {"logistic": "x"},
+    ],
+)  # fmt: skip
+def test_broken_calibrations_are_refused_in_one_line(change: dict) -> None:
+    text = json.dumps(json.loads(MEASURED.to_json()) | change)
+    with pytest.raises(CheckpointError, match="^x.json: .*expected what `speech-mtl calibrate` writes$"):
+        parse_calibration(text, "x.json", "m")
+    with pytest.raises(ValidationError):
+        Calibration.model_validate_json(text)
+
+
+def test_it_is_stored_with_the_model_bound_to_its_weights(tmp_path: Path) -> None:
+    folder, other = save_tiny(tmp_path / "a"), save_tiny(tmp_path / "b", seed=1)
+    (folder / "thresholds.json").write_text('{"speaker": {"threshold": 0.3, "measured_on": ""}}')
+    path = save_calibration(folder, MEASURED)
+    recognizer = Recognizer.from_pretrained(folder, db=tmp_path / "s.db")
+    bound = MEASURED.model_copy(update={"fingerprint": recognizer.model.fingerprint})
+    assert recognizer.calibration == bound == read_calibration(folder, bound.fingerprint)
+    assert not (folder / "thresholds.json").exists()
+    (other / path.name).write_text(path.read_text())
+    with pytest.raises(CheckpointError, match="belongs to other weights"):
+        Recognizer.from_pretrained(other)
+    recognizer.database.set_calibration(bound.with_threshold(0.9).to_json())  # the user's own goes before the model's
+    again = Recognizer.from_pretrained(folder, db=tmp_path / "s.db")
+    assert again.calibration.threshold(1.0) == 0.9 and again.calibration.logistic == MEASURED.logistic
+    assert Recognizer.from_pretrained(folder, db=tmp_path / "s.db", threshold=0.2).calibration.threshold(1.0) == 0.2
+
+
+@pytest.mark.parametrize("enrolled", [1, 5, 20])
+def test_the_wanted_share_of_strangers_is_accepted_on_other_scores(enrolled: int) -> None:
+    """Against the normal distribution's quantile, and among new scores of the same law."""
+    threshold = threshold_at(known_trials(0), 0.01, enrolled)
+    assert threshold == pytest.approx(0.2 + 0.1 * norm.isf(1 - 0.99 ** (1 / enrolled)), abs=0.01)
+    fresh = known_trials(1)
+    assert 0.007 < accepted_share(fresh, threshold, enrolled) < 0.014
+    rng = np.random.default_rng(2)  # by drawing who is enrolled, which `accepted_share` does not
+    named = []
+    for _ in range(20):
+        drawn = rng.permutation(40)[:enrolled]
+        strangers = ~np.isin(fresh.own_P, drawn)
+        named.append((fresh.scores_PM[strangers][:, drawn].max(axis=1) >= threshold).mean())
+    assert np.mean(named) == pytest.approx(accepted_share(fresh, threshold, enrolled), rel=0.15)
+
+
+def test_the_logistic_regression_finds_the_true_likelihood_ratio() -> None:
+    trials = known_trials(0)
+    found = fit_logistic(trials)
+    assert found is not None
+    # of two normal laws: (0.7 - 0.2) / 0.1² · (score - 0.45)
+    assert found[1] == pytest.approx(50, rel=0.06)
+    at = found[0] + found[2] * np.log(3.0)
+    assert at == pytest.approx(-22.5, rel=0.06)
+    calibration = MEASURED.model_copy(update={"logistic": found})
+    assert cllr(known_trials(1), calibration) < 0.06
+    useless = MEASURED.model_copy(update={"logistic": (0.0, 0.0, 0.0)})
+    assert cllr(trials, useless) == pytest.approx(1.0)
+
+
+def test_intervals_are_over_speakers_not_over_trials() -> None:
+    """One speaker of twenty whose every piece is accepted: many trials, one event."""
+    trials = known_trials(0, speakers=20, pieces=50)
+    hits = np.broadcast_to(trials.speaker_P[:, None] == 0, trials.scores_PM.shape) & ~trials.is_own_PM
+    rate, low, high = rate_with_interval(trials, hits, ~trials.is_own_PM)
+    assert rate == pytest.approx(1 / 20) and low == 0 and high > 0.1
+
+
+def test_a_rate_that_rests_on_little_is_said_to() -> None:
+    none = (0.0, 0.0, 0.0)
+    assert "cannot be told from 200 trials; it takes 300" in (
+        remarks(BandReport(0, 2, 0.5, 9, 200, 2, 2, none, none), 0.01) or ""
+    )
+    assert "10 pairs of speakers" in (remarks(BandReport(0, 2, 0.5, 9, 5000, 50, 10, none, none), 0.01) or "")
+    assert remarks(BandReport(0, 2, 0.5, 9, 5000, 50, 30, none, none), 0.01) is None
+
+
+@pytest.fixture
+def recordings(tmp_path: Path) -> Path:
+    for speaker in ("ann", "bob", "cid"):
+        (tmp_path / "voices" / speaker).mkdir(parents=True)
+        for i in range(4):
+            soundfile.write(tmp_path / "voices" / speaker / f"{i}.wav", speech(3.0 + i, seed=ord(speaker[0]) + i), RATE)
+    (tmp_path / "voices" / "notes.txt").write_text("no recording")
+    return tmp_path / "voices"
+
+
+def test_calibrate_a_folder(recordings: Path, tmp_path: Path) -> None:
+    model, db = save_tiny(tmp_path / "model"), tmp_path / "s.db"
+    (recordings / "ann" / "broken.wav").write_text("no audio")
+    done = call("calibrate", recordings, "-m", model, "--fa", "0.1")
+    assert done.exit_code == 1 and "12 of 13 recordings used" in done.stderr and "broken.wav" in done.stderr
+    assert "threshold" in done.stdout and "Cllr" in done.stdout
+    (recordings / "ann" / "broken.wav").unlink()
+    assert call("calibrate", recordings, "-m", model, "--fa", "0.1").exit_code == 0
+    once = (model / "calibration.json").read_text()
+    assert call("calibrate", recordings, "-m", model, "--fa", "0.1").exit_code == 0
+    assert (model / "calibration.json").read_text() == once  # nothing is left to chance
+    assert "10 % false acceptance on 3 speakers" in Recognizer.from_pretrained(model, db=db).calibration.note
+    assert call("calibrate", recordings, "-m", model, "--db", db, "--fa", "0.2").exit_code == 0
+    assert Recognizer.from_pretrained(model, db=db).calibration.false_acceptance == 0.2
+    said = call("identify", recordings / "ann" / "0.wav", "-m", model, "--db", db)
+    assert said.exit_code == 0 and "20 % false acceptance" in said.stderr
+    assert call("enroll", "ann", recordings / "ann" / "0.wav", "-m", model, "--db", db, "--force").exit_code == 0
+    found = call("identify", recordings / "ann" / "0.wav", "-m", model, "--db", db, "-f", "json").stdout
+    assert 0 < json.loads(found)["probability"] < 1
+    words = json.loads(call("transcribe", recordings / "ann" / "0.wav", "-m", model, "--db", db, "-f", "json").stdout)
+    assert all(0 < segment["probability"] < 1 and segment["threshold"] for segment in words["segments"])
+
+
+def test_data_that_cannot_calibrate_is_refused(tmp_path: Path, corpus: dict[str, str]) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="expected .*empty/SPEAKER/recording.wav"):
+        list(labelled([tmp_path / "empty"]))
+    with pytest.raises(DataError, match="1 speakers, 0 of them with two recordings"):
+        trials_of({"ann": []})
+    done = call("calibrate", tmp_path / "none.jsonl.gz", "--db", tmp_path / "s.db")
+    assert done.exit_code == 1 and "none.jsonl.gz does not exist" in done.stderr

@@ -1,0 +1,109 @@
+"""Is a recording good enough to enrol, and does it fit its name?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import RATE
+from test_recognizer import save_tiny, speech
+
+from speech_mtl.calibration import Band, Calibration
+from speech_mtl.enrolment import EnrolmentError, Loudness, check_names, likeness_within
+from speech_mtl.recognizer import Recognizer
+from speech_mtl.speakers import SpeakerDatabase, Utterance, normalized
+
+AXES = np.eye(8, dtype=np.float32)
+MEASURED = Calibration(
+    measured_on="us", false_acceptance=0.01, bands=(Band(thresholds=(0.7,)),), logistic=(-10.0, 20.0, 0.0)
+)
+
+
+def noise(seconds: float, level: float, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, level, round(seconds * RATE)).astype(np.float32)
+
+
+def loudness_of(samples: np.ndarray, block: int = 10**9) -> Loudness:
+    found = Loudness(sample_rate=RATE)
+    for start in range(0, len(samples), block):
+        found.add(samples[start : start + block])
+    return found
+
+
+@pytest.mark.parametrize("snr_db", [30, 20, 10])
+def test_speech_and_noise_are_measured(snr_db: int) -> None:
+    """Two seconds of sound in five seconds of noise; the noise is known."""
+    sound = np.concatenate([np.zeros(RATE), noise(1, 0.1, 1), np.zeros(RATE), noise(1, 0.1, 2), np.zeros(RATE)])
+    found = loudness_of((sound + noise(5, 0.1 * 10 ** (-snr_db / 20), 3)).astype(np.float32))
+    assert found.speech_s == pytest.approx(2.0, abs=0.1) and found.snr_db == pytest.approx(snr_db, abs=1.5)
+    assert found.speech_between_s(0, 1) < 0.1 and found.speech_between_s(1, 2) == pytest.approx(1.0, abs=0.05)
+
+
+def test_blocks_change_nothing() -> None:
+    samples = np.concatenate([noise(1, 0.001), noise(1.5, 0.1, 1), noise(0.77, 0.001, 2)])
+    whole, parts = loudness_of(samples), loudness_of(samples, 777)
+    assert (whole.speech_s, whole.snr_db, whole.samples) == (parts.speech_s, parts.snr_db, parts.samples)
+
+
+def test_silence_holds_no_speech() -> None:
+    found = loudness_of(np.zeros(RATE, dtype=np.float32))
+    assert (found.speech_s, found.snr_db) == (0, None)
+
+
+def test_likeness_within_is_low_for_two_voices_in_any_order_and_not_asked_of_little() -> None:
+    rng = np.random.default_rng(0)
+    one, two = AXES[0] + 0.1 * rng.standard_normal((6, 8)), AXES[1] + 0.1 * rng.standard_normal((6, 8))
+    assert likeness_within(normalized(one)) > 0.9
+    for both in (np.concatenate([one, two]), np.stack([one, two], axis=1).reshape(-1, 8)):
+        assert likeness_within(normalized(both)) < 0.3
+    assert likeness_within(normalized(np.concatenate([one[:2], two[:1]]))) == 1
+    assert likeness_within(normalized(np.concatenate([one, two[:1]]))) == 1  # one odd window is no second voice
+
+
+@pytest.fixture
+def recognizer(tmp_path: Path) -> Recognizer:
+    return Recognizer.from_pretrained(save_tiny(tmp_path / "model"), db=tmp_path / "s.db")
+
+
+def test_recordings_that_are_refused_unless_forced(recognizer: Recognizer) -> None:
+    cases = {
+        "s of speech; expected at least 0.5 s": speech(0.4),
+        "dB above the noise; expected at least 3 dB": speech(4.0) + noise(4.0, 0.2),
+        "% of the samples are at full scale; expected less than 2 %": np.clip(30 * speech(4.0), -1, 1),
+    }
+    for reason, samples in cases.items():
+        with pytest.raises(EnrolmentError, match=f"^samples: .*{reason}"):
+            recognizer.enroll("ann", [(speech(4.0), RATE), (samples.astype(np.float32), RATE)])
+        assert recognizer.database.names() == []
+    warnings = recognizer.enroll("ann", [(samples.astype(np.float32), RATE)], force=True)
+    with pytest.raises(EnrolmentError, match=r"bob: 0\.[5-9]\d s of speech in all; expected at least 1 s"):
+        recognizer.enroll("bob", [(speech(0.8), RATE)])
+    assert any("clipped" in warning for warning in warnings) and any("s of speech enrolled" in w for w in warnings)
+    (kept,) = recognizer.database.utterances()["ann"]
+    assert kept.speech_s and kept.speech_s > 3 and (kept.quality or {})["clipped"] > 0.02  # type: ignore[operator]
+
+
+def utterances(*embeddings: np.ndarray, speech_s: float = 4.0) -> list[Utterance]:
+    return [Utterance(normalized(embedding), speech_s, {"snr_db": 30.0, "clipped": 0.0}) for embedding in embeddings]
+
+
+def check(name: str, new: list[Utterance], database: SpeakerDatabase, force: bool = False) -> list[str]:
+    return check_names(name, new, [f"{i}.wav" for i in range(len(new))], database, MEASURED, force)
+
+
+def test_one_name_for_two_voices_and_two_names_for_one(tmp_path: Path) -> None:
+    database = SpeakerDatabase(tmp_path / "s.db", "m")
+    ann, bob = utterances(AXES[0], AXES[0] + 0.3 * AXES[2]), utterances(AXES[1])
+    assert check("ann", ann, database) == []
+    database.add_utterances({"ann": ann})
+    assert check("bob", utterances(AXES[1], AXES[1]), database) == [] == check("ann", ann, database)
+    with pytest.raises(EnrolmentError, match=r"0.wav: another voice than the other recordings of 'ann'.*--force"):
+        check("ann", bob, database)
+    with pytest.raises(EnrolmentError, match=r"another voice"):  # within one call, too
+        check("bob", utterances(AXES[1], AXES[1], AXES[3]), database)
+    with pytest.raises(EnrolmentError, match=r"'anna' has the voice that is enrolled as 'ann' .likeness 1.00"):
+        check("anna", ann, database)
+    assert "enrolled as 'ann'" in check("anna", ann, database, force=True)[0]
+    unmeasured = Calibration.of(0.5, "")
+    assert check_names("anna", ann, ["a", "b"], database, unmeasured, False) == []  # it cannot know
