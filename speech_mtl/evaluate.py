@@ -42,8 +42,12 @@ class References:
     embeddings: Tensor
 
 
+Run = Callable[[SpeechModel, CutSet], Iterator[tuple[Batch, list[dict[str, Any]], float]]]
+"""Every batch with its utterances' predictions, by task, and the seconds they took."""
+
+
 def run_batches(model: SpeechModel, cuts: CutSet) -> Iterator[tuple[Batch, list[dict[str, Any]], float]]:
-    """Every batch with its predictions and the seconds they took."""
+    """The recordings through the whole model."""
     device = next(model.parameters()).device
     for batch in batches(cuts, model.config):
         started = time.perf_counter()
@@ -51,11 +55,11 @@ def run_batches(model: SpeechModel, cuts: CutSet) -> Iterator[tuple[Batch, list[
         yield batch, predictions, time.perf_counter() - started
 
 
-def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
+def enroll_references(model: SpeechModel, cuts: CutSet, run: Run = run_batches) -> References:
     """One reference a speaker: the mean of the normalised embeddings, normalised, so that no speaker counts more."""
     task = speaker_task(model)
     by_speaker: dict[str, list[Tensor]] = {}
-    for batch, predictions, _ in run_batches(model, cuts):
+    for batch, predictions, _ in run(model, cuts):
         if batch.failed:
             raise DataError(f"enrolment recording {batch.failed[0][0]}: {batch.failed[0][1]}")
         for cut, prediction in zip(batch.cuts, predictions, strict=True):
@@ -66,7 +70,7 @@ def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
     return References(names, F.normalize(torch.stack([torch.stack(by_speaker[n]).mean(0) for n in names]), dim=1))
 
 
-def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000) -> None:
+def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000, run: Run = run_batches) -> None:
     """Refit the speaker task's projection and voices on the first training utterances of every speaker."""
     for name, task in model.tasks.items():
         if not isinstance(task, Speaker):
@@ -80,7 +84,7 @@ def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000) -> No
             if speaker in task.index and taken[speaker] < per_speaker:
                 taken[speaker] += 1
                 chosen.append(cut)
-        for batch, predictions, _ in run_batches(model, CutSet.from_cuts(chosen)):
+        for batch, predictions, _ in run(model, CutSet.from_cuts(chosen)):
             embeddings += [prediction[name]["embedding"] for prediction in predictions]
             speakers += [label_of(cut, "speaker") or "" for cut in batch.cuts]
         task.fit(torch.stack(embeddings), speakers)
@@ -94,14 +98,16 @@ def speaker_task(model: SpeechModel) -> str:
     raise CheckpointError(f"the model has no speaker task; its tasks: {', '.join(model.config.tasks)}")
 
 
-def evaluate_rows(model: SpeechModel, cuts: CutSet, references: References | None = None) -> Iterator[Row]:
+def evaluate_rows(
+    model: SpeechModel, cuts: CutSet, references: References | None = None, run: Run = run_batches
+) -> Iterator[Row]:
     """One row an utterance, in no particular order; an unreadable one gives {'id', 'error'}."""
-    for batch, predictions, seconds in run_batches(model, cuts):
+    for batch, predictions, seconds in run(model, cuts):
         audio_s = batch.samples_B.sum().item() / model.config.features.sample_rate
         for cut, prediction in zip(batch.cuts, predictions, strict=True):
             row = describe_cut(cut) | {"compute_s": round(seconds * cut.duration / audio_s, 6)}
-            for name, task in model.config.tasks.items():
-                row[name] = _ROW[task.type](model, name, cut, prediction[name], references)
+            for name in prediction:
+                row[name] = _ROW[model.config.tasks[name].type](model, name, cut, prediction[name], references)
             yield row
         for cut_id, reason in batch.failed:
             yield {"id": cut_id, "error": reason}

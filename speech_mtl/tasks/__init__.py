@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -18,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Frames(NamedTuple):
-    """What a task reads: mel features with their lengths, and the blocks' frames_BSD with theirs."""
+    """What a task reads: mel features with their lengths, and the blocks' frames_BSD with theirs.
+
+    Of the trunk's blocks, one that nobody reads may be an empty tensor (B, 0, 0); see frame_cache.py.
+    """
 
     mel_BTF: Tensor
     mel_lengths_B: Tensor
@@ -31,6 +35,10 @@ class Frames(NamedTuple):
             return self
         blocks = [block[rows_B] for block in self.blocks]
         return Frames(self.mel_BTF[rows_B], self.mel_lengths_B[rows_B], blocks, self.lengths_B[rows_B])
+
+    def to(self, device: torch.device) -> Frames:
+        blocks = [block.to(device) for block in self.blocks]
+        return Frames(self.mel_BTF.to(device), self.mel_lengths_B.to(device), blocks, self.lengths_B.to(device))
 
 
 class Task(nn.Module, ABC):

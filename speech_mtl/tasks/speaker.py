@@ -43,7 +43,8 @@ class Speaker(Task):
         speeds = [1.0, *(factor for factor in sorted(set(config.augment.speeds)) if factor != 1)]
         classes = [speed_label(speaker, factor) for factor in speeds for speaker in speakers]
         self.index = {label: i for i, label in enumerate(classes)}
-        self.pooling = Pooling(D, config.features.n_mels, config.depth(name), task.spectrum)
+        n_blocks = len(config.blocks_read(name))
+        self.pooling = Pooling(D, config.features.n_mels, n_blocks, task.spectrum, task.adaptor_dim)
         self.dropout = nn.Dropout(task.dropout)
         self.embedding = nn.Linear(self.pooling.size, task.embedding_dim)
         self.centres = nn.Parameter(torch.empty(len(classes), task.embedding_dim))
