@@ -131,6 +131,8 @@ def train_(
 ) -> None:
     """Train a model; prints its folder. Ctrl-C saves, --resume goes on exactly there.
 
+    A run that trunk.max_wer_increase stops keeps its best model, prints nothing and ends with exit code 1.
+
     \b
     Example: speech-mtl train fsdd --set train.epochs=20 --out runs/fsdd
     """

@@ -233,8 +233,8 @@ class TrunkConfig(Section):
     """Not frozen: the encoder's topmost block learns at train.lr · lr_decay, the next at train.lr · lr_decay², ..., the
     subsampling last; tasks' own blocks by their place too, heads at train.lr."""
     max_wer_increase: float | None = Field(None, ge=0)
-    """Not frozen: percentage points by which dev WER may pass that of the start, measured before the first step. An
-    evaluation beyond it stops the run (exit code 1), and the best model until then is kept."""
+    """Not frozen: percentage points by which dev WER may pass that before training. An evaluation beyond it stops the
+    run (exit code 1), and the best model until then is kept."""
 
 
 class CompareConfig(Section):
@@ -296,7 +296,7 @@ class Config(Section):
                 if value > self.encoder.n_blocks:
                     raise ValueError(f"tasks.{name}.{key} is {value}, the encoder has {self.encoder.n_blocks} blocks")
             if task.type == "asr" and isinstance(task.blocks, list):
-                raise ValueError(f"tasks.{name}.blocks is {task.blocks}, accepted: a number; asr reads the last")
+                raise ValueError(f"tasks.{name}.blocks is {task.blocks}, accepted: a number")
         if self.train.select != "mean" and self.train.select not in self.tasks:
             raise ValueError(f"train.select is '{self.train.select}', accepted: mean, {', '.join(self.tasks)}")
         return self
@@ -304,14 +304,14 @@ class Config(Section):
     @model_validator(mode="after")
     def _trunk(self) -> Config:
         trunk, recognisers = self.trunk, [name for name, task in self.tasks.items() if task.type == "asr"]
-        used = [key for key in TrunkConfig.model_fields if getattr(trunk, key) != getattr(TrunkConfig(), key)]
+        used = [key for key, value in trunk if value != getattr(TrunkConfig(), key)]
         if used and not (self.train.init and recognisers):
             raise ValueError(f"trunk.{used[0]} needs train.init, the recogniser's folder, and a task of type 'asr'")
         if trunk.frozen and len(self.tasks) == 1:
             raise ValueError("trunk.frozen leaves nothing to train; add a speaker or classify task")
         if trunk.frozen and (idle := sorted({"lr_decay", "max_wer_increase"} & set(used))):
             raise ValueError(f"trunk.{idle[0]} is of no use with trunk.frozen; give one of them")
-        if trunk.max_wer_increase is not None and not self.data.dev:
+        if "max_wer_increase" in used and not self.data.dev:
             raise ValueError("trunk.max_wer_increase needs data.dev, where WER is measured")
         if trunk.cache and not trunk.frozen:
             raise ValueError("trunk.cache needs trunk.frozen=true: frames of a trunk that learns change")
@@ -322,13 +322,10 @@ class Config(Section):
 
     def _changes_of_sound(self) -> dict[str, Any]:
         """The settings by which training hears an utterance otherwise than it was recorded."""
-        augment = self.augment
-        values = {
-            "augment.speeds": augment.speeds if augment.speeds != [1] else None, "augment.gain_db": augment.gain_db,
-            "augment.noise": augment.noise, "augment.time_masks": augment.time_masks,
-            "augment.freq_masks": augment.freq_masks, "augment.concat_prob": augment.concat_prob,
-            "data.match_lengths": self.data.match_lengths,
-        }  # fmt: skip
+        keys = ("gain_db", "noise", "time_masks", "freq_masks", "concat_prob")
+        values = {f"augment.{key}": getattr(self.augment, key) for key in keys}
+        values["augment.speeds"] = self.augment.speeds if self.augment.speeds != [1] else None
+        values["data.match_lengths"] = self.data.match_lengths
         return {key: value for key, value in values.items() if value}
 
     def frozen_parts(self) -> tuple[str, ...]:

@@ -46,16 +46,15 @@ class Corpus:
         self.failed: dict[str, str] = index["failed"]
         self.row = {cut_id: row for row, cut_id in enumerate(index["ids"])}
         self.samples = torch.tensor(index["samples"], dtype=torch.long)
-        self.mel_lengths = model.features.lengths(self.samples)
-        self.lengths = model.lengths(self.samples)
-        self.mel_ends, self.ends = self.mel_lengths.cumsum(0).tolist(), self.lengths.cumsum(0).tolist()
-        self.mel = _mapped(folder / MEL, sum(self.mel_lengths.tolist()), model.config.features.n_mels)
-        self.frames = _mapped(folder / FRAMES, sum(self.lengths.tolist()), len(blocks) * model.config.encoder.d_model)
+        self.mel_bounds = [0, *model.features.lengths(self.samples).cumsum(0).tolist()]
+        self.bounds = [0, *model.lengths(self.samples).cumsum(0).tolist()]
+        self.mel = _mapped(folder / MEL, self.mel_bounds[-1], model.config.features.n_mels)
+        self.frames = _mapped(folder / FRAMES, self.bounds[-1], len(blocks) * model.config.encoder.d_model)
 
     def read(self, row: int) -> tuple[Tensor, Tensor]:
         """(frames (S, blocks·D), mel_TF) of an utterance, as views of the files."""
-        end, mel_end = self.ends[row], self.mel_ends[row]
-        return self.frames[end - self.lengths[row] : end], self.mel[mel_end - self.mel_lengths[row] : mel_end]
+        frames = self.frames[self.bounds[row] : self.bounds[row + 1]]
+        return frames, self.mel[self.mel_bounds[row] : self.mel_bounds[row + 1]]
 
 
 class FrameCache:
@@ -96,7 +95,8 @@ class FrameCache:
         return Batch(torch.zeros(len(kept), 0), samples_B, kept, failed, frames)
 
     def _padded(self, read: list[tuple[Tensor, Tensor]], samples_B: Tensor) -> Frames:
-        kept = pad_sequence([frames for frames, _ in read], batch_first=True).split(self.config.encoder.d_model, dim=-1)
+        frames_BSD = pad_sequence([frames for frames, _ in read], batch_first=True)
+        kept = frames_BSD.unflatten(-1, (len(self.blocks), self.config.encoder.d_model)).unbind(2)
         nobody_reads = torch.zeros(len(read), 0, 0)
         by_place = dict(zip(self.blocks, kept, strict=True))
         blocks = [by_place.get(i, nobody_reads) for i in range(1, self.config.trunk_depth() + 1)]

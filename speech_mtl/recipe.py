@@ -44,17 +44,19 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Confi
 def inherit(values: dict[str, Any]) -> dict[str, Any]:
     """What the recipe leaves open of features, encoder and text is as in the model of train.init, where there is one.
 
-    On a frozen trunk that model's asr task is added as well. A folder without a model is left to load_model to refuse.
+    On a frozen trunk that model's asr task is added as well. Raises ConfigError.
     """
     train, trunk = values.get("train"), values.get("trunk")
     folder = train.get("init") if isinstance(train, dict) else None
-    if not folder or not (path := Path(str(folder)) / "config.json").is_file():
+    if not folder:
         return values
+    if not (path := Path(str(folder)) / "config.json").is_file():
+        raise ConfigError(f"train.init {folder} is not a model folder: config.json is missing")
     try:
         theirs = json.loads(path.read_text(encoding="utf-8"))["config"]
         sections = {name: theirs[name] | values.get(name, {}) for name in ("features", "encoder", "text")}
         recognisers = {name: task for name, task in theirs["tasks"].items() if task["type"] == "asr"}
-    except (ValueError, TypeError, KeyError):  # not a model's config.json, or a section that is none
+    except (ValueError, TypeError, KeyError):  # load_model and parse_config say what is wrong with them
         return values
     if isinstance(trunk, dict) and trunk.get("frozen"):
         tasks = dict(values.get("tasks", {"speaker": {"type": "speaker"}}))

@@ -54,7 +54,8 @@ class SharedGradients:
             self.heads[name] = self._prepared(Part(model.head, model.tasks[name], *own))
 
     def parts(self) -> list[nn.Module]:
-        return [self.trunk, *self.heads.values()]
+        """Those that learn."""
+        return [*([self.trunk] if self.trunk_learns else []), *self.heads.values()]
 
     def backward(
         self, group: list[Batch], targets: list[Targets], scales: dict[str, float], masked: bool
@@ -72,7 +73,8 @@ class SharedGradients:
         gram_KK = torch.zeros(K, K, dtype=torch.float64, device=device)
         losses_K = torch.zeros(K, device=device)
         held: list[tuple[list[Tensor], list[list[Tensor]]]] = []
-        self.model.train()
+        if not self.model.training:  # passing over a large frozen trunk's modules takes time
+            self.model.train()
         for i, (batch, batch_targets) in enumerate(zip(group, targets, strict=True)):
             last = i == len(group) - 1
             shared = self._trunk_frames(batch, masked, last)

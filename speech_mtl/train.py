@@ -57,7 +57,8 @@ from speech_mtl.weighting import build_weighting
 def train(config: Config, out: str | Path, *, resume: bool = False) -> Path:
     """Train, and leave the best model in `out`; its progress, logs and resumable state are under out/training.
 
-    Raises DataError, CheckpointError, KeyboardInterrupt (after saving; `resume=True` goes on from there).
+    Raises DataError, CheckpointError, RecognitionLost (the best model until then is in `out`), KeyboardInterrupt (after
+    saving; `resume=True` goes on from there).
     """
     out = Path(out)
     state = out / "training" / "state.pt"
@@ -173,18 +174,14 @@ class Trainer:
 
     def _groups(self) -> Iterator[list[Batch]]:
         """The rest of the epoch's batches, `train.accumulate` at a time."""
-        cuts, place = (
-            training_cuts(self.config, self.epoch),
-            (self.accelerator.process_index, self.accelerator.num_processes),
-        )
+        cuts, skip = training_cuts(self.config, self.epoch), self.batches_done
+        place = {"rank": self.accelerator.process_index, "processes": self.accelerator.num_processes}
+        loader: Iterator[Batch]
         if "train" in self.kept:
-            groups = length_batches(cuts, self.config, self.epoch, *place)[self.batches_done :]
+            groups = length_batches(cuts, self.config, self.epoch, **place)[skip:]
             loader = map(self.kept["train"].batch, groups)
         else:
-            loader = iter(batches(
-                cuts, self.config, train=True, epoch=self.epoch, skip=self.batches_done,
-                rank=place[0], processes=place[1],
-            ))  # fmt: skip
+            loader = iter(batches(cuts, self.config, train=True, epoch=self.epoch, skip=skip, **place))
         while group := list(islice(loader, self.config.train.accumulate)):
             yield group
 
@@ -207,7 +204,7 @@ class Trainer:
             self.accelerator.clip_grad_norm_(part.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.average.update(self.raw_model)
+        self.average.update()
         self.weighting.after_step(losses_K, present_K)
         self.step += 1
         self.batches_done += len(group)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -63,20 +64,22 @@ class Average:
 
     def __init__(self, model: SpeechModel, decay: float):
         self.decay, self.updates = decay, 0
-        frozen = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-        self.frozen = {name for name in frozen if name.startswith(model.config.frozen_parts())}
-        self.module = copy.deepcopy(model, {id(frozen[name]): frozen[name] for name in self.frozen})
+        tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        frozen = {name for name in tensors if name.startswith(model.config.frozen_parts())}
+        self.module = copy.deepcopy(model, {id(tensors[name]): tensors[name] for name in frozen})
+
+        def changing(named: Iterable[tuple[str, Tensor]]) -> list[Tensor]:
+            return [value.detach() for name, value in named if name not in frozen]
+
+        # once and not at every step: a large frozen trunk has thousands of them to pass over
+        self.means, self.now = changing(self.module.named_parameters()), changing(model.named_parameters())
+        self.buffers = list(zip(changing(self.module.named_buffers()), changing(model.named_buffers()), strict=True))
 
     @torch.no_grad()
-    def update(self, model: SpeechModel) -> None:
-        means = self._changing(self.module.named_parameters())
-        now = self._changing(model.named_parameters())
+    def update(self) -> None:
+        """Take the model's weights of now in."""
         share = 1 - min(self.decay, (1 + self.updates) / (10 + self.updates)) if self.updates else 1.0
-        torch._foreach_lerp_(means, now, share)
-        buffers = zip(self._changing(self.module.named_buffers()), self._changing(model.named_buffers()), strict=True)
-        for mean, value in buffers:
+        torch._foreach_lerp_(self.means, self.now, share)
+        for mean, value in self.buffers:
             mean.copy_(value)
         self.updates += 1
-
-    def _changing(self, named: Any) -> list[Tensor]:
-        return [value.detach() for name, value in named if name not in self.frozen]

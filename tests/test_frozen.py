@@ -13,7 +13,6 @@ import torch
 from conftest import make_corpus, tiny_model, tiny_values
 from typer.testing import CliRunner
 
-from speech_mtl import trunk
 from speech_mtl.checkpoint import CheckpointError, load_model, save_model
 from speech_mtl.cli import app
 from speech_mtl.config import Config, ConfigError, parse_config
@@ -111,15 +110,16 @@ def run(values: dict[str, Any], out: Path) -> tuple[list[float], dict[str, torch
 @pytest.mark.parametrize("branch", [None, 1], ids=["head", "own block"])
 def test_kept_frames_train_what_computed_ones_do(corpus: dict[str, str], tmp_path: Path, branch: int | None) -> None:
     """Bit for bit where each utterance is a batch of its own; padding changes the last bits of a computed frame."""
+    corpus = corpus | {"train": corpus["dev"]}  # 12 utterances
     init = recogniser(tmp_path / "asr", corpus, **PLAIN)
-    for name, max_duration_s in (("alone", 0.01), ("padded", 6.0)):
+    for name, max_duration_s in (("alone", 0.01), ("padded", 2.0)):
         computed = branch_values(corpus, init)
         computed["data"] |= {"max_duration_s": max_duration_s}
         computed["tasks"]["speaker"] |= {"branch": branch, "blocks": [1, 2]}
         kept = computed | {"trunk": {"frozen": True, "cache": str(tmp_path / "frames")}}
         losses, weights = run(computed, tmp_path / f"{name} computed")
         losses_kept, weights_kept = run(kept, tmp_path / f"{name} kept")
-        assert len(losses) == len(losses_kept) > 10
+        assert len(losses) == len(losses_kept) > 8
         if name == "alone":
             assert losses == losses_kept
             assert all(torch.equal(weights[n], weights_kept[n]) for n in weights if n != "tasks.speaker.voices_CE")
@@ -312,7 +312,6 @@ def test_a_run_that_loses_recognition_stops_and_keeps_the_last_good_model(
     ):
         trainer.run()
     assert "Kept after epoch 1" in (tmp_path / "run/README.md").read_text()
-    monkeypatch.setattr(trunk, "RecognitionLost", RecognitionLost)
     monkeypatch.setattr("speech_mtl.train.train", lambda *a, **k: (_ for _ in ()).throw(RecognitionLost("stopped: x")))
     result = CliRunner().invoke(app, ["train", "fsdd", "--out", str(tmp_path / "other")])
     assert result.exit_code == 1 and result.stderr == "error: stopped: x\n"
