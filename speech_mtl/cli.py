@@ -138,10 +138,8 @@ def train_(
     """
     from speech_mtl.recipe import load_recipe
 
-    start = [f"train.init={json.dumps(str(init))}"] if init else []
-    config = load_recipe(
-        recipe, [*start, *(overrides or [])]
-    )  # before torch is loaded: a wrong key is answered at once
+    settings = [*([f"train.init={json.dumps(str(init))}"] if init else []), *(overrides or [])]
+    config = load_recipe(recipe, settings)  # before torch is loaded: a wrong key is answered at once
     from speech_mtl.train import train
 
     try:

@@ -45,6 +45,7 @@ class SharedGradients:
 
     def __init__(self, accelerator: Accelerator, model: SpeechModel, weighting: Weighting):
         self.accelerator, self.model, self.weighting = accelerator, model, weighting
+        model.train()  # a new model says that it is, and its frozen parts are not yet as in use
         self.names = model.learning()
         self.trunk_learns = any(p.requires_grad for p in model.encoder.parameters())
         self.trunk = self._prepared(Part(model.trunk, model.features, model.encoder))
