@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections import namedtuple
 from pathlib import Path
 from typing import Any
@@ -312,6 +313,9 @@ def test_a_run_that_loses_recognition_stops_and_keeps_the_last_good_model(
     ):
         trainer.run()
     assert "Kept after epoch 1" in (tmp_path / "run/README.md").read_text()
-    monkeypatch.setattr("speech_mtl.train.train", lambda *a, **k: (_ for _ in ()).throw(RecognitionLost("stopped: x")))
+    # the package has a function of the module's name
+    monkeypatch.setattr(
+        sys.modules["speech_mtl.train"], "train", lambda *a, **k: (_ for _ in ()).throw(RecognitionLost("stopped: x"))
+    )
     result = CliRunner().invoke(app, ["train", "fsdd", "--out", str(tmp_path / "other")])
     assert result.exit_code == 1 and result.stderr == "error: stopped: x\n"
