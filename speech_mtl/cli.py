@@ -5,6 +5,7 @@ Heavy modules are imported inside the commands, so that --help and a wrong call 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -126,16 +127,22 @@ def train_(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
     ] = None,
+    init: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="A model to start from: --set train.init=DIR.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in --out was stopped.")] = False,
 ) -> None:
     """Train a model; prints its folder. Ctrl-C saves, --resume goes on exactly there.
 
+    A run that trunk.max_wer_increase stops keeps its best model, prints nothing and ends with exit code 1.
+
     \b
     Example: speech-mtl train fsdd --set train.epochs=20 --out runs/fsdd
     """
-    from speech_mtl.config import load_recipe
+    from speech_mtl.recipe import load_recipe
 
-    config = load_recipe(recipe, overrides)  # before torch is loaded: a wrong key is answered at once
+    settings = [*([f"train.init={json.dumps(str(init))}"] if init else []), *(overrides or [])]
+    config = load_recipe(recipe, settings)  # before torch is loaded: a wrong key is answered at once
     from speech_mtl.train import train
 
     try:
@@ -169,7 +176,7 @@ def compare_(
     import shlex
     import sys
 
-    from speech_mtl.config import load_recipe
+    from speech_mtl.recipe import load_recipe
 
     config = load_recipe(recipe, overrides)  # before torch is loaded: a wrong key is answered at once
     import json

@@ -1,4 +1,4 @@
-"""Everything that can be set, in one place: a recipe (TOML) or a model folder's config.json becomes a `Config`.
+"""Everything that can be set, in one place: a recipe (recipe.py) or a model folder's config.json becomes a `Config`.
 
 Defaults live here and nowhere else; `--set section.key=value` and the recipes override them. An unknown key is refused
 with the nearest valid one. This file imports no torch, so that a wrong call is answered at once.
@@ -9,8 +9,6 @@ from __future__ import annotations
 import difflib
 import json
 import tomllib
-from importlib import resources
-from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -113,8 +111,11 @@ class TaskConfig(Section):
     branch: int | None = Field(None, ge=0)
     """Blocks 1..branch are shared, those above are the task's own. All are shared where absent; with 0 nothing is, the
     subsampling neither."""
-    blocks: int | None = Field(None, gt=0)
-    """speaker, classify: read a learnt weighting of blocks 1..blocks; all of them where absent."""
+    blocks: int | list[int] | None = None
+    """speaker, classify: the blocks that are read, 1..blocks or those of a list; all of them where absent."""
+    adaptor_dim: int = Field(0, ge=0)
+    """speaker, classify: every block is read through a bottleneck of its own, so wide, and all of them stand side by
+    side (see tasks/pooling.py): what a frozen trunk asks for. 0: a learnt weighting of the blocks as they are."""
     spectrum: bool = True
     """speaker, classify: read mean and deviation of every mel bin too, which the trunk then need not carry."""
     crop_s: tuple[float, float] | None = None
@@ -220,13 +221,32 @@ class TrainConfig(Section):
     init: str = ""
     """A model folder to start from: its tokenizer is taken, and the weights whose names and shapes agree."""
     freeze: list[str] = []
-    """Parts that are not trained, by the beginning of their weights' names, such as ["encoder", "tasks.asr"]."""
+    """Parts that are not trained, by the beginning of their weights' names, such as ["encoder", "tasks.asr."]. They run
+    as in use, without dropout and with fixed statistics. `trunk.frozen` names those of a recogniser."""
     select: str = "mean"
     """The best checkpoint has the lowest of: 'mean' (average of the tasks' dev errors), or one task's name."""
     eval_every: int = Field(1, gt=0)
     """Epochs between evaluations on the dev data."""
     checkpoint_minutes: float = Field(5, gt=0)
     seed: int = 1
+
+
+class TrunkConfig(Section):
+    """The recogniser of train.init as the trunk of another task's branch: frozen, or trained with care."""
+
+    frozen: bool = False
+    """It stays as it is, to the last bit: features, encoder, and the asr task with its own blocks. Only the other tasks
+    train, their heads from a new start."""
+    cache: str = ""
+    """With frozen: a folder where the trunk's frames of every utterance are kept (float32), so that training reads them
+    instead of running the encoder at every step. One folder serves any number of models and manifests. Changes to the
+    sound, and masks, are then impossible. Empty: nothing is kept."""
+    lr_decay: float = Field(1.0, gt=0, le=1)
+    """Not frozen: the encoder's topmost block learns at train.lr · lr_decay, the next at train.lr · lr_decay², ..., the
+    subsampling last; tasks' own blocks by their place too, heads at train.lr."""
+    max_wer_increase: float | None = Field(None, ge=0)
+    """Not frozen: percentage points by which dev WER may pass that before training. An evaluation beyond it stops the
+    run (exit code 1), and the best model until then is kept."""
 
 
 class CompareConfig(Section):
@@ -267,6 +287,7 @@ class Config(Section):
     data: DataConfig = DataConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    trunk: TrunkConfig = TrunkConfig()
     compare: CompareConfig = CompareConfig()
 
     @model_validator(mode="after")
@@ -279,16 +300,62 @@ class Config(Section):
             if sum(task.type == kind for task in self.tasks.values()) > 1:
                 raise ValueError(f"tasks: at most one task of type '{kind}'")
         for name, task in self.tasks.items():
-            for key, value in (("branch", task.branch), ("blocks", task.blocks)):
-                if value is not None and value > self.encoder.n_blocks:
+            read = self.blocks_read(name)
+            if not read or read != sorted(set(read)) or read[0] < 1:
+                accepted = f"a number from 1 to {self.encoder.n_blocks}, or several of them in order"
+                raise ValueError(f"tasks.{name}.blocks is {task.blocks}, accepted: {accepted}")
+            for key, value in (("branch", task.branch or 0), ("blocks", read[-1])):
+                if value > self.encoder.n_blocks:
                     raise ValueError(f"tasks.{name}.{key} is {value}, the encoder has {self.encoder.n_blocks} blocks")
+            if task.type == "asr" and isinstance(task.blocks, list):
+                raise ValueError(f"tasks.{name}.blocks is {task.blocks}, accepted: a number")
         if self.train.select != "mean" and self.train.select not in self.tasks:
             raise ValueError(f"train.select is '{self.train.select}', accepted: mean, {', '.join(self.tasks)}")
         return self
 
+    @model_validator(mode="after")
+    def _trunk(self) -> Config:
+        trunk, recognisers = self.trunk, [name for name, task in self.tasks.items() if task.type == "asr"]
+        used = [key for key, value in trunk if value != getattr(TrunkConfig(), key)]
+        if used and not (self.train.init and recognisers):
+            raise ValueError(f"trunk.{used[0]} needs train.init, the recogniser's folder, and a task of type 'asr'")
+        if trunk.frozen and len(self.tasks) == 1:
+            raise ValueError("trunk.frozen leaves nothing to train; add a speaker or classify task")
+        if trunk.frozen and (idle := sorted({"lr_decay", "max_wer_increase"} & set(used))):
+            raise ValueError(f"trunk.{idle[0]} is of no use with trunk.frozen; give one of them")
+        if "max_wer_increase" in used and not self.data.dev:
+            raise ValueError("trunk.max_wer_increase needs data.dev, where WER is measured")
+        if trunk.cache and not trunk.frozen:
+            raise ValueError("trunk.cache needs trunk.frozen=true: frames of a trunk that learns change")
+        if trunk.cache and (changing := self._changes_of_sound()):
+            found = ", ".join(f"{key} = {value}" for key, value in changing.items())
+            raise ValueError(f"trunk.cache keeps frames of the sound as it is; set to nothing: {found}")
+        return self
+
+    def _changes_of_sound(self) -> dict[str, Any]:
+        """The settings by which training hears an utterance otherwise than it was recorded."""
+        keys = ("gain_db", "noise", "time_masks", "freq_masks", "concat_prob")
+        values = {f"augment.{key}": getattr(self.augment, key) for key in keys}
+        values["augment.speeds"] = self.augment.speeds if self.augment.speeds != [1] else None
+        values["data.match_lengths"] = self.data.match_lengths
+        return {key: value for key, value in values.items() if value}
+
+    def frozen_parts(self) -> tuple[str, ...]:
+        """How the names of the weights begin that are not trained."""
+        asr = [name for name, task in self.tasks.items() if task.type == "asr"]
+        recogniser = ["features.", "encoder.", *(f"{part}.{name}." for name in asr for part in ("branches", "tasks"))]
+        return (*self.train.freeze, *(recogniser if self.trunk.frozen else []))
+
+    def blocks_read(self, task: str) -> list[int]:
+        """The blocks, counted from 1, that a task's head reads."""
+        blocks = self.tasks[task].blocks
+        if isinstance(blocks, list):
+            return blocks
+        return list(range(1, (self.encoder.n_blocks if blocks is None else blocks) + 1))
+
     def depth(self, task: str) -> int:
         """Blocks 1..depth are those that a task's output depends on."""
-        return self.tasks[task].blocks or self.encoder.n_blocks
+        return self.blocks_read(task)[-1]
 
     def branch_point(self, task: str) -> int:
         """Blocks 1..branch_point of these are shared."""
@@ -298,32 +365,6 @@ class Config(Section):
     def trunk_depth(self) -> int:
         """The number of blocks that the tasks share, or pass through on the way to where they part."""
         return max(self.branch_point(task) for task in self.tasks)
-
-
-def recipe_names() -> list[str]:
-    """Names of the recipes that come with the package."""
-    folder = resources.files("speech_mtl") / "recipes"
-    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-
-
-def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Config:
-    """A recipe's name or TOML file, with overrides such as 'train.epochs=20', as a Config. Raises ConfigError."""
-    path = Path(recipe)
-    if path.suffix == ".toml":
-        if not path.is_file():
-            raise ConfigError(f"recipe file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
-    elif str(recipe) in recipe_names():
-        text = (resources.files("speech_mtl") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
-    else:
-        raise ConfigError(f"no recipe '{recipe}'; accepted: {', '.join(recipe_names())}, or the path of a .toml file")
-    try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"recipe {recipe}: not valid TOML: {error}") from None
-    for override in overrides or []:
-        override_values(values, override)
-    return parse_config(values, str(recipe))
 
 
 def parse_config(values: dict[str, Any], origin: str) -> Config:

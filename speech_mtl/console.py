@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,16 @@ class TrainingConsole:
 
     def warn(self, text: str) -> None:
         self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False)
+
+    @contextmanager
+    def share_of(self, what: str) -> Iterator[Callable[[float], None]]:
+        """A bar for work before training; yields the function that says what share of it is done."""
+        task = self.progress.add_task("before", total=1.0, epoch=what, losses="")
+        yield lambda share: self.progress.update(task, completed=share)
+        self.progress.remove_task(task)
 
     def update(self, epochs: float, losses: dict[str, float], lr: float, elapsed_s: float) -> float:
         """Show a step; returns the seconds since the last one."""

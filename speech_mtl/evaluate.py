@@ -25,7 +25,7 @@ from speech_mtl import metrics
 from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts
 from speech_mtl.model import SpeechModel
-from speech_mtl.tasks import label_of
+from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import ASR
 from speech_mtl.tasks.classify import Classify
 from speech_mtl.tasks.speaker import Speaker
@@ -42,20 +42,40 @@ class References:
     embeddings: Tensor
 
 
-def run_batches(model: SpeechModel, cuts: CutSet) -> Iterator[tuple[Batch, list[dict[str, Any]], float]]:
-    """Every batch with its predictions and the seconds they took."""
+Source = Callable[[SpeechModel, CutSet], Iterator[Batch]]
+"""Utterances in batches: the recordings, or what is kept of them (frame_cache.py)."""
+
+
+def recordings(model: SpeechModel, cuts: CutSet) -> Iterator[Batch]:
+    """The utterances' audio."""
+    yield from batches(cuts, model.config)
+
+
+@torch.inference_mode()
+def trunk_frames(model: SpeechModel, batch: Batch) -> Frames:
+    """What the trunk hands out, computed or kept."""
     device = next(model.parameters()).device
-    for batch in batches(cuts, model.config):
+    if batch.frames is not None:
+        return batch.frames.to(device)
+    return model.trunk(batch.audio_BN.to(device), batch.samples_B.to(device))
+
+
+def run_batches(
+    model: SpeechModel, cuts: CutSet, source: Source = recordings
+) -> Iterator[tuple[Batch, list[dict[str, Any]], float]]:
+    """Every batch with its predictions, and the seconds they took. Kept frames serve the tasks that learn from them."""
+    for batch in source(model, cuts):
         started = time.perf_counter()
-        predictions = model.predict(batch.audio_BN.to(device), batch.samples_B.to(device)) if batch.cuts else []
+        names = list(model.tasks) if batch.frames is None else model.learning()
+        predictions = model.predict_from(trunk_frames(model, batch), names) if batch.cuts else []
         yield batch, predictions, time.perf_counter() - started
 
 
-def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
+def enroll_references(model: SpeechModel, cuts: CutSet, source: Source = recordings) -> References:
     """One reference a speaker: the mean of the normalised embeddings, normalised, so that no speaker counts more."""
     task = speaker_task(model)
     by_speaker: dict[str, list[Tensor]] = {}
-    for batch, predictions, _ in run_batches(model, cuts):
+    for batch, predictions, _ in run_batches(model, cuts, source):
         if batch.failed:
             raise DataError(f"enrolment recording {batch.failed[0][0]}: {batch.failed[0][1]}")
         for cut, prediction in zip(batch.cuts, predictions, strict=True):
@@ -66,7 +86,7 @@ def enroll_references(model: SpeechModel, cuts: CutSet) -> References:
     return References(names, F.normalize(torch.stack([torch.stack(by_speaker[n]).mean(0) for n in names]), dim=1))
 
 
-def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000) -> None:
+def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000, source: Source = recordings) -> None:
     """Refit the speaker task's projection and voices on the first training utterances of every speaker.
 
     Where the head is trained on stretches, two stretches of every utterance take part beside the whole.
@@ -85,12 +105,10 @@ def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000) -> No
                 chosen.append(cut)
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(0)
-            for batch in batches(CutSet.from_cuts(chosen), model.config):
+            for batch in source(model, CutSet.from_cuts(chosen)):
                 if not batch.cuts:
                     continue
-                device = next(model.parameters()).device
-                shared = model.trunk(batch.audio_BN.to(device), batch.samples_B.to(device))
-                heard = model.up_to_head(name, shared)
+                heard = model.up_to_head(name, trunk_frames(model, batch))
                 for frames in (heard, task.crop(heard), task.crop(heard)) if task.crop_S else (heard,):
                     features.append(task(frames)["features"].cpu())
                     speakers += [label_of(cut, "speaker") or "" for cut in batch.cuts]
@@ -105,14 +123,16 @@ def speaker_task(model: SpeechModel) -> str:
     raise CheckpointError(f"the model has no speaker task; its tasks: {', '.join(model.config.tasks)}")
 
 
-def evaluate_rows(model: SpeechModel, cuts: CutSet, references: References | None = None) -> Iterator[Row]:
+def evaluate_rows(
+    model: SpeechModel, cuts: CutSet, references: References | None = None, source: Source = recordings
+) -> Iterator[Row]:
     """One row an utterance, in no particular order; an unreadable one gives {'id', 'error'}."""
-    for batch, predictions, seconds in run_batches(model, cuts):
+    for batch, predictions, seconds in run_batches(model, cuts, source):
         audio_s = batch.samples_B.sum().item() / model.config.features.sample_rate
         for cut, prediction in zip(batch.cuts, predictions, strict=True):
             row = describe_cut(cut) | {"compute_s": round(seconds * cut.duration / audio_s, 6)}
-            for name, task in model.config.tasks.items():
-                row[name] = _ROW[task.type](model, name, cut, prediction[name], references)
+            for name in prediction:
+                row[name] = _ROW[model.config.tasks[name].type](model, name, cut, prediction[name], references)
             yield row
         for cut_id, reason in batch.failed:
             yield {"id": cut_id, "error": reason}

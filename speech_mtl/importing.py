@@ -170,16 +170,6 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def recipe_lines(config: Config) -> list[str]:
-    """The settings that a recipe needs to start training from this model, as TOML."""
-    lines = []
-    for title, section in (("features", config.features), ("encoder", config.encoder), ("text", config.text)):
-        changed = {name: value for name, value in section if value != type(section).model_fields[name].default}
-        if changed:
-            lines += [f"[{title}]", *(f"{name} = {json.dumps(value)}" for name, value in changed.items()), ""]
-    return [*lines, "[tasks.asr]", 'type = "asr"', "intermediate = 0  # no loss at a block that never had one", ""]
-
-
 def _card(source: Source, config: Config, model: SpeechModel) -> str:
     """The model folder's README.md."""
     encoder, features = config.encoder, config.features
@@ -193,10 +183,22 @@ def _card(source: Source, config: Config, model: SpeechModel) -> str:
         f"- {encoder.n_blocks} blocks, {encoder.d_model} wide, {encoder.n_heads} heads, kernel {encoder.kernel_size}",
         f"- {features.n_mels} mel bins at {features.sample_rate} Hz; an output every {frame_ms:g} ms",
         f"- {len(model.tokenizer or [])} pieces, and the blank as the last output\n",
-        "`speech-mtl transcribe`, `evaluate` and `train` work on this folder as on any other. To train from it, a",
-        "recipe needs\n",
+        "`speech-mtl transcribe`, `evaluate` and `train` work on this folder as on any other. Named speakers are",
+        "added by a branch beside the recogniser, which stays as it is to the last bit:\n",
+        "```",
+        "speech-mtl train speaker-branch --init THIS_FOLDER --out runs/branch",
+        "```\n",
+        "To train the recogniser itself, with the dev WER watched, a recipe needs data and these lines; its features,",
+        "encoder and text are then this model's:\n",
         "```toml",
-        *recipe_lines(config),
+        "[tasks.asr]",
+        'type = "asr"',
+        "intermediate = 0  # no loss at a block that never had one",
+        "",
+        "[trunk]",
+        "lr_decay = 0.9  # lower blocks learn more slowly",
+        "max_wer_increase = 1  # percentage points of dev WER beyond which the run stops",
+        "",
         "[train]",
         'init = "..."  # this folder',
         "```",

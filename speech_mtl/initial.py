@@ -9,6 +9,9 @@ from speech_mtl.mixture import read_training
 from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
+# settings that change nothing in use
+ONLY_IN_TRAINING = {"dropout", "weight", "warmup_epochs"}
+
 
 def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     """A new model for the training data: tokenizer, classes and feature statistics are taken from it."""
@@ -17,6 +20,8 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     inventory = take_inventory(read_training(config), config)
     check_labels(inventory, config)
     start = load_model(config.train.init) if config.train.init else None
+    if start is not None and config.trunk.frozen:
+        check_frozen(config, start)
     recognises = any(task.type == "asr" for task in config.tasks.values())
     tokenizer = choose_tokenizer(inventory.texts, config, start) if recognises else None
     model = SpeechModel(config, tokenizer, inventory.labels())
@@ -26,8 +31,26 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     else:
         _measure_features(model, config)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(not name.startswith(tuple(config.train.freeze)))
+        parameter.requires_grad_(not name.startswith(config.frozen_parts()))
     return model, inventory
+
+
+def check_frozen(config: Config, start: SpeechModel) -> None:
+    """Raises CheckpointError where the recogniser could not stay what it is: a setting differs, or it is none."""
+    theirs, folder = start.config, config.train.init
+    (name,) = (name for name, task in config.tasks.items() if task.type == "asr")
+    if name not in theirs.tasks or theirs.tasks[name].type != "asr":
+        raise CheckpointError(
+            f"trunk.frozen: train.init {folder} has no asr task '{name}'; it has {list(theirs.tasks)}"
+        )
+    pairs = {"features": (config.features, theirs.features), "encoder": (config.encoder, theirs.encoder)}
+    pairs |= {"text": (config.text, theirs.text), f"tasks.{name}": (config.tasks[name], theirs.tasks[name])}
+    for section, (ours, other) in pairs.items():
+        for key, value in ours:
+            if key not in ONLY_IN_TRAINING and value != (accepted := getattr(other, key)):
+                raise CheckpointError(
+                    f"trunk.frozen: {section}.{key} is {value!r}; accepted: {accepted!r}, as train.init {folder} has"
+                )
 
 
 def choose_tokenizer(texts: list[str], config: Config, start: SpeechModel | None) -> Tokenizer:
@@ -37,6 +60,8 @@ def choose_tokenizer(texts: list[str], config: Config, start: SpeechModel | None
     """
     if start is None or start.tokenizer is None:
         return Tokenizer.train(texts, config.text)
+    if config.trunk.frozen:  # nothing learns to write them
+        return start.tokenizer
     for key in ("case", "punctuation"):
         found, accepted = getattr(config.text, key), getattr(start.config.text, key)
         if found != accepted:
@@ -56,10 +81,14 @@ def start_from(model: SpeechModel, other: SpeechModel, folder: str) -> None:
     """Take all weights of another model, the one of `folder`, that have their place here. Raises CheckpointError.
 
     A block of the stack keeps its place: one that was shared there may be a task's own here, and the other way round.
+    On a frozen recogniser the other tasks' heads start anew.
     """
     own, theirs = model.state_dict(), other.state_dict()
     taken = {}
+    frozen = model.config.frozen_parts() if model.config.trunk.frozen else ()
     for name, value in own.items():
+        if frozen and name.startswith("tasks.") and not name.startswith(frozen):
+            continue
         candidates = [name]
         if name.startswith(("encoder.", "branches.")):
             stem = name.split(".", 1 if name.startswith("encoder.") else 2)[-1]
@@ -71,6 +100,8 @@ def start_from(model: SpeechModel, other: SpeechModel, folder: str) -> None:
     # matrices only: a counter fits anywhere
     if not any(name.startswith(("encoder.blocks", "branches.")) and value.dim() > 1 for name, value in taken.items()):
         raise CheckpointError(f"{folder}: none of its encoder's weights fits this config's encoder")
+    if lacking := [name for name in own if frozen and name.startswith(frozen) and name not in taken]:
+        raise CheckpointError(f"trunk.frozen: {folder} has nothing that fits {lacking[0]}")
     model.load_state_dict(own | taken)
 
 

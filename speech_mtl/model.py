@@ -6,6 +6,7 @@ Blocks 1..b of the Conformer are the trunk's, those above stand once per task, w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 from zlib import crc32
 
@@ -60,6 +61,15 @@ class SpeechModel(nn.Module):
                         if reset := getattr(module, "reset_parameters", None):
                             reset()
 
+    def train(self, mode: bool = True) -> SpeechModel:
+        """Frozen parts (Config.frozen_parts) stay as in use: no dropout, and no running statistics that move."""
+        super().train(mode)
+        frozen = self.config.frozen_parts()
+        for name, module in self.named_modules():
+            if frozen and f"{name}.".startswith(frozen):
+                module.training = False
+        return self
+
     def limit_attention(self) -> None:
         """Have attention see no further than `encoder.reach_s`, here and in the branches: for recordings of any length.
 
@@ -102,14 +112,12 @@ class SpeechModel(nn.Module):
         return self.tasks[name](self.up_to_head(name, shared), rows_B)
 
     def up_to_head(self, name: str, shared: Frames) -> Frames:
-        """What a task's head reads: the shared blocks below its branch point, then its own."""
-        if name not in self.branches:
-            return shared._replace(blocks=shared.blocks[: self.config.depth(name)])
-        if lowest := self.config.branch_point(name):
-            own, _ = self.branches[name](shared.blocks[lowest - 1], shared.lengths_B)
-        else:
-            own, _ = self.branches[name](shared.mel_BTF, shared.mel_lengths_B)
-        return shared._replace(blocks=[*shared.blocks[:lowest], *own])
+        """What a task's head reads, of the shared blocks below its branch point and of its own above."""
+        blocks, lowest = shared.blocks, self.config.branch_point(name)
+        if name in self.branches:
+            below = (blocks[lowest - 1], shared.lengths_B) if lowest else (shared.mel_BTF, shared.mel_lengths_B)
+            blocks = [*blocks[:lowest], *self.branches[name](*below)[0]]
+        return shared._replace(blocks=[blocks[i - 1] for i in self.config.blocks_read(name)])
 
     def forward(
         self, audio_BN: Tensor, samples_B: Tensor, rows: dict[str, Tensor] | None = None
@@ -118,10 +126,21 @@ class SpeechModel(nn.Module):
         shared = self.trunk(audio_BN, samples_B)
         return {name: self.head(name, shared, rows[name] if rows else None) for name in self.tasks}
 
-    def targets(self, cuts: list, samples_B: Tensor) -> dict[str, dict[str, Tensor]]:
-        """Every task's labels and mask for a batch of cuts."""
+    def targets(
+        self, cuts: list, samples_B: Tensor, names: Iterable[str] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """The tasks' labels and masks for a batch of cuts: of all of them, or of `names`."""
         lengths_B = self.lengths(samples_B)
-        return {name: self.task(name).targets(cuts, lengths_B) for name in self.tasks}
+        return {name: self.task(name).targets(cuts, lengths_B) for name in names or self.tasks}
+
+    def learning(self) -> list[str]:
+        """The tasks whose loss reaches a weight that is trained."""
+        if any(p.requires_grad for p in self.encoder.parameters()):
+            return list(self.tasks)
+        own = {
+            name: [self.tasks[name], *([self.branches[name]] if name in self.branches else [])] for name in self.tasks
+        }
+        return [name for name in own if any(p.requires_grad for part in own[name] for p in part.parameters())]
 
     def task(self, name: str) -> Task:
         return self.tasks[name]  # type: ignore[return-value]
@@ -129,6 +148,10 @@ class SpeechModel(nn.Module):
     @torch.inference_mode()
     def predict(self, audio_BN: Tensor, samples_B: Tensor) -> list[dict[str, Any]]:
         """One {task: prediction} an utterance, all of them from one run of the encoder; see each task's `predict`."""
-        outputs = self(audio_BN, samples_B)
-        by_task = {name: self.task(name).predict(output) for name, output in outputs.items()}
+        return self.predict_from(self.trunk(audio_BN, samples_B), list(self.tasks))
+
+    @torch.inference_mode()
+    def predict_from(self, shared: Frames, names: list[str]) -> list[dict[str, Any]]:
+        """The same for some of the tasks, from the trunk's frames."""
+        by_task = {name: self.task(name).predict(self.head(name, shared)) for name in names}
         return [dict(zip(by_task, row, strict=True)) for row in zip(*by_task.values(), strict=True)]

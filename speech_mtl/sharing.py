@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from speech_mtl.data import Batch
 from speech_mtl.model import SpeechModel
+from speech_mtl.tasks import Frames
 from speech_mtl.weighting import Weighting
 
 Targets = dict[str, dict[str, Tensor]]
@@ -44,7 +45,9 @@ class SharedGradients:
 
     def __init__(self, accelerator: Accelerator, model: SpeechModel, weighting: Weighting):
         self.accelerator, self.model, self.weighting = accelerator, model, weighting
-        self.names = list(model.tasks)
+        model.train()  # a new model says that it is, and its frozen parts are not yet as in use
+        self.names = model.learning()
+        self.trunk_learns = any(p.requires_grad for p in model.encoder.parameters())
         self.trunk = self._prepared(Part(model.trunk, model.features, model.encoder))
         self.heads = {}
         for name in self.names:
@@ -52,14 +55,16 @@ class SharedGradients:
             self.heads[name] = self._prepared(Part(model.head, model.tasks[name], *own))
 
     def parts(self) -> list[nn.Module]:
-        return [self.trunk, *self.heads.values()]
+        """Those that learn."""
+        return [*([self.trunk] if self.trunk_learns else []), *self.heads.values()]
 
     def backward(
         self, group: list[Batch], targets: list[Targets], scales: dict[str, float], masked: bool
     ) -> tuple[Tensor, Tensor]:
         """Add one step's gradients up in the weights' `.grad`; returns (mean losses (K,), tasks with a label (K,)).
 
-        `scales`: each task's factor where its gradient enters the trunk; `masked`: with SpecAugment.
+        The K tasks are those of `names`; the others' losses reach no weight that is trained. `scales`: each task's
+        factor where its gradient enters the trunk; `masked`: with SpecAugment.
         """
         accelerator = self.accelerator
         device, processes, K = accelerator.device, accelerator.num_processes, len(self.names)
@@ -69,11 +74,11 @@ class SharedGradients:
         gram_KK = torch.zeros(K, K, dtype=torch.float64, device=device)
         losses_K = torch.zeros(K, device=device)
         held: list[tuple[list[Tensor], list[list[Tensor]]]] = []
-        self.model.train()
+        if not self.model.training:  # passing over a large frozen trunk's modules takes time
+            self.model.train()
         for i, (batch, batch_targets) in enumerate(zip(group, targets, strict=True)):
             last = i == len(group) - 1
-            with accelerator.autocast(), self._exchange(self.trunk, last):
-                shared = self.trunk(batch.audio_BN.to(device), batch.samples_B.to(device), masked)
+            shared = self._trunk_frames(batch, masked, last)
             # the trunk's frames as the heads' inputs: their gradients end here
             leaves = [block.detach().requires_grad_(block.requires_grad) for block in shared.blocks]
             arriving = []
@@ -84,15 +89,15 @@ class SharedGradients:
                     loss = self.model.task(name).loss(output, own)
                     # times the processes: the engine averages over them, the count is already of all of them
                     loss = loss * processes / counts_K[k].clamp(min=1)
-                    if loss.requires_grad:  # a frozen head on a frozen trunk is only watched
+                    if loss.requires_grad:  # not that of a frozen head on blocks below those that are trained
                         loss.backward()
                 losses_K[k] += loss.detach()
-                arriving.append([torch.zeros_like(x) if x.grad is None else x.grad * scales[name] for x in leaves])
+                arriving.append(self._arrived(leaves, scales[name]))
                 for leaf in leaves:
                     leaf.grad = None
-            held.append((shared.blocks, arriving))
+            held.append((shared.blocks if self.trunk_learns else [], arriving))
             if self.weighting.needs_gram:
-                gram_KK += gram(arriving) if leaves else 0  # the weights wait for the whole step's
+                gram_KK += gram(arriving) if any(arriving) else 0  # the weights wait for the whole step's
             else:
                 self._into_trunk(held, self.weighting.weights(None, present_K), last)
         if self.weighting.needs_gram:
@@ -100,6 +105,20 @@ class SharedGradients:
             enters_K = torch.tensor([scales[name] != 0 for name in self.names])
             self._into_trunk(held, self.weighting.weights(gram_KK, present_K & enters_K), True)
         return (accelerator.reduce(losses_K, "sum") / processes).cpu(), present_K
+
+    def _trunk_frames(self, batch: Batch, masked: bool, last: bool) -> Frames:
+        """The trunk's frames of a batch; without a graph where it is frozen, read where they are kept."""
+        device = self.accelerator.device
+        if batch.frames is not None:
+            return batch.frames.to(device)
+        with self.accelerator.autocast(), self._exchange(self.trunk, last), torch.set_grad_enabled(self.trunk_learns):
+            return self.trunk(batch.audio_BN.to(device), batch.samples_B.to(device), masked)
+
+    def _arrived(self, leaves: list[Tensor], scale: float) -> list[Tensor]:
+        """One task's gradients with respect to the trunk's frames; none where nothing is to be done with them."""
+        if not self.trunk_learns:
+            return []
+        return [torch.zeros_like(x) if x.grad is None else x.grad * scale for x in leaves]
 
     def _into_trunk(self, held: list[tuple[list[Tensor], list[list[Tensor]]]], weights_K: Tensor, last: bool) -> None:
         """Send the weighted sum of the tasks' gradients through the trunk of every held batch, and let these go."""

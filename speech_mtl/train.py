@@ -13,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -22,9 +21,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import set_seed
-from torch.optim.swa_utils import AveragedModel
 
-from speech_mtl import interference
+from speech_mtl import frame_cache, interference
 from speech_mtl.calibration import Calibration, save_calibration
 from speech_mtl.checkpoint import CheckpointError, save_model, write_atomically
 from speech_mtl.config import Config
@@ -34,28 +32,34 @@ from speech_mtl.data import (
     DataError,
     Inventory,
     batches,
+    length_batches,
     read_cuts,
 )
 from speech_mtl.evaluate import (
+    Source,
     count_parameters,
     enroll_references,
     evaluate_rows,
     fit_speakers,
     headline,
+    recordings,
     summarize,
     task_kinds,
 )
 from speech_mtl.initial import prepare_model
 from speech_mtl.mixture import read_training, training_cuts
+from speech_mtl.model import SpeechModel
 from speech_mtl.sharing import SharedGradients, Targets
 from speech_mtl.survey import disjoint_tasks, label_groups
+from speech_mtl.trunk import Average, RecognitionLost, parameter_groups, recognition_lost
 from speech_mtl.weighting import build_weighting
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False) -> Path:
     """Train, and leave the best model in `out`; its progress, logs and resumable state are under out/training.
 
-    Raises DataError, CheckpointError, KeyboardInterrupt (after saving; `resume=True` goes on from there).
+    Raises DataError, CheckpointError, RecognitionLost (the best model until then is in `out`), KeyboardInterrupt (after
+    saving; `resume=True` goes on from there).
     """
     out = Path(out)
     state = out / "training" / "state.pt"
@@ -98,21 +102,17 @@ class Trainer:
         model, self.inventory = prepare_model(config)
         self.kinds = task_kinds(model)
         self.raw_model = model.to(self.accelerator.device)
-        decay = config.train.ema_decay
-        self.ema = AveragedModel(model, multi_avg_fn=partial(_average, decay))
-        trained = [p for p in model.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim > 1]
-        others = [p for p in trained if p.ndim <= 1]  # biases and norms are not decayed
-        optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": config.train.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=config.train.lr, betas=(0.9, 0.98), fused=True,
-        )  # fmt: skip
-        self.optimizer = self.accelerator.prepare(optimizer)
-        self.weighting = build_weighting(config.train.weighting, len(config.tasks))
+        self.average = Average(model, config.train.ema_decay)
+        groups = parameter_groups(model, config)
+        self.optimizer = self.accelerator.prepare(
+            torch.optim.AdamW(groups, lr=config.train.lr, betas=(0.9, 0.98), fused=True)
+        )
+        self.weighting = build_weighting(config.train.weighting, len(model.learning()))
         self.gradients = SharedGradients(self.accelerator, model, self.weighting)
         set_seed(config.train.seed, device_specific=True)  # and masks of its own for every process
         self.epoch, self.batches_done, self.consumed, self.step = 0, 0, 0, 0
-        self.best = math.inf
+        self.best = self.start_wer = math.inf
+        self.kept: dict[str, frame_cache.FrameCache] = {}
         self.elapsed_s = 0.0
         self.interrupted = False
         self.failed: dict[str, str] = {}
@@ -127,6 +127,9 @@ class Trainer:
             if self.accelerator.is_main_process and len(self.kinds) > 1 and not self.step:
                 for warning in disjoint_tasks(label_groups(self.config.data.train, self.config), self.config):
                     console.warn(warning)
+            self._keep_frames(console)
+            if self.config.trunk.max_wer_increase is not None and not self.step:
+                self._measure_start(console)
             saved_at = time.monotonic()
             while self.epoch < config.epochs:
                 for group in self._groups():
@@ -172,10 +175,14 @@ class Trainer:
 
     def _groups(self) -> Iterator[list[Batch]]:
         """The rest of the epoch's batches, `train.accumulate` at a time."""
-        loader = iter(batches(
-            training_cuts(self.config, self.epoch), self.config, train=True, epoch=self.epoch, skip=self.batches_done,
-            rank=self.accelerator.process_index, processes=self.accelerator.num_processes,
-        ))  # fmt: skip
+        cuts, skip = training_cuts(self.config, self.epoch), self.batches_done
+        place = {"rank": self.accelerator.process_index, "processes": self.accelerator.num_processes}
+        loader: Iterator[Batch]
+        if "train" in self.kept:
+            groups = length_batches(cuts, self.config, self.epoch, **place)[skip:]
+            loader = map(self.kept["train"].batch, groups)
+        else:
+            loader = iter(batches(cuts, self.config, train=True, epoch=self.epoch, skip=skip, **place))
         while group := list(islice(loader, self.config.train.accumulate)):
             yield group
 
@@ -185,29 +192,29 @@ class Trainer:
             self.failed.update(batch.failed)
             if not batch.cuts:
                 raise DataError(f"no utterance of a whole batch could be read; the first: {batch.failed[0][1]}")
-        targets = [self.raw_model.targets(batch.cuts, batch.samples_B) for batch in group]
-        if len(self.kinds) > 1 and self.config.train.interference_every:
+        targets = [self.raw_model.targets(b.cuts, b.samples_B, self.gradients.names) for b in group]
+        if self.gradients.trunk_learns and len(self.kinds) > 1 and self.config.train.interference_every:
             if self.step % self.config.train.interference_every == 0:
                 self._measure_interference(group[0], targets[0])
         consumed = torch.tensor(sum(len(batch.cuts) for batch in group), device=self.accelerator.device)
-        if any(task.consistency for task in self.config.tasks.values()):
+        if any(self.config.tasks[name].consistency for name in self.gradients.names):
             group = [batch.twice() for batch in group]
-            targets = [self.raw_model.targets(batch.cuts, batch.samples_B) for batch in group]
+            targets = [self.raw_model.targets(b.cuts, b.samples_B, self.gradients.names) for b in group]
         masked = self.progress() >= self.config.augment.start_epoch
         scales = {name: self._weight(name) for name in self.kinds}
         losses_K, present_K = self.gradients.backward(group, targets, scales, masked)
         for parameters in self.optimizer.param_groups:
-            parameters["lr"] = self._lr()
+            parameters["lr"] = self._lr() * parameters["factor"]
         for part in self.gradients.parts():  # apart: one task's head must not shorten another's step
             self.accelerator.clip_grad_norm_(part.parameters(), self.config.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.ema.update_parameters(self.raw_model)
+        self.average.update()
         self.weighting.after_step(losses_K, present_K)
         self.step += 1
         self.batches_done += len(group)
         self.consumed += int(self.accelerator.reduce(consumed, "sum").item())
-        return dict(zip(self.kinds, losses_K.tolist(), strict=True))
+        return dict(zip(self.gradients.names, losses_K.tolist(), strict=True))
 
     def _measure_interference(self, batch: Batch, targets: Targets) -> None:
         started = time.perf_counter()
@@ -218,18 +225,55 @@ class Trainer:
             seconds = round(time.perf_counter() - started, 4)
             interference.append_record(self.out / "training", place | record | {"scales": scales, "seconds": seconds})
 
-    def _evaluate(self, console: TrainingConsole) -> None:
-        """Score the averaged weights on the dev data and keep them where they are the best so far."""
+    def _keep_frames(self, console: TrainingConsole) -> None:
+        """Have the frozen trunk's frames computed where they are not kept yet; the first process does it."""
+        data, model = self.config.data, self.raw_model
+        if not self.config.trunk.cache:
+            return
+        lists = {"train": data.train, "dev": data.dev, "dev_enroll": data.dev_enroll}
+        for role, manifests in lists.items():
+            if self.accelerator.is_main_process:
+                for manifest in manifests:
+                    with console.share_of("frames") as show:
+                        frame_cache.make(model.eval(), manifest, role == "train", console.say, show)
+            self.accelerator.wait_for_everyone()
+            folders = {manifest: frame_cache.folder_of(model, manifest, role == "train") for manifest in manifests}
+            self.kept[role] = frame_cache.FrameCache(model, folders)
+
+    def _source(self, role: str) -> Source:
+        """How the manifests of a role are run through the model."""
+        return self.kept[role].utterances if role in self.kept else recordings
+
+    def _measure_start(self, console: TrainingConsole) -> None:
+        """Dev WER before the first step, which trunk.max_wer_increase is counted from."""
         if self.accelerator.is_main_process:
-            model: Any = self.ema.module if self.config.train.ema_decay else self.raw_model
+            rows = evaluate_rows(self.raw_model.eval(), read_cuts(self.config.data.dev))
+            self.start_wer = self._wer(summarize(rows, self.kinds, count_parameters(self.raw_model)))
+            if not self.start_wer < math.inf:
+                raise DataError("trunk.max_wer_increase: no utterance of data.dev has a text")
+            console.say(f"dev WER before training {100 * self.start_wer:.2f} %")
+
+    def _wer(self, summary: dict[str, Any]) -> float:
+        """Of the recogniser; infinite where there is none, or no text."""
+        return next((summary[n]["wer"] for n, kind in self.kinds.items() if kind == "asr" and n in summary), math.inf)
+
+    def _evaluate(self, console: TrainingConsole) -> None:
+        """Score the averaged weights on the dev data and keep them where they are the best so far.
+
+        Raises RecognitionLost where they have passed trunk.max_wer_increase.
+        """
+        lost = ""
+        if self.accelerator.is_main_process:
+            model = self.average.module if self.config.train.ema_decay else self.raw_model
             model.eval()
-            fit_speakers(model, read_training(self.config, once=True))
+            fit_speakers(model, read_training(self.config, once=True), source=self._source("train"))
             summary: dict[str, Any] = {}
             if self.config.data.dev:
                 enroll = self.config.data.dev_enroll if "speaker" in self.kinds.values() else []
-                references = enroll_references(model, read_cuts(enroll)) if enroll else None
-                rows = evaluate_rows(model, read_cuts(self.config.data.dev), references)
+                references = enroll_references(model, read_cuts(enroll), self._source("dev_enroll")) if enroll else None
+                rows = evaluate_rows(model, read_cuts(self.config.data.dev), references, self._source("dev"))
                 summary = summarize(rows, self.kinds, count_parameters(model))
+            lost = recognition_lost(self.start_wer, self._wer(summary), self.config.trunk.max_wer_increase)
             errors = headline(summary, self.kinds)
             select = self.config.train.select
             chosen = (
@@ -239,13 +283,15 @@ class Trainer:
                 if errors
                 else -self.epoch
             )
-            better = chosen is not None and chosen < self.best
+            better = chosen is not None and chosen < self.best and not lost
             if better:
                 self.best = chosen  # type: ignore[assignment]
                 save_model(model, self.out, _card(self.config, self.inventory, self.epoch, summary))
                 self._save_threshold(summary)
             console.evaluated(self.epoch, self.step, summary, better, self.elapsed_s, self.failed)
-        self.accelerator.wait_for_everyone()
+        if self._any_process(bool(lost)):
+            kept = f"{self.out} holds the best model until then" if self.best < math.inf else "no model was kept"
+            raise RecognitionLost(f"stopped after epoch {self.epoch}: {lost}; {kept}")
 
     def _save_threshold(self, summary: dict[str, Any]) -> None:
         """Speakers who were enrolled and not trained on tell from which score on two voices count as one."""
@@ -263,9 +309,10 @@ class Trainer:
             return
         state = {
             "config": json.dumps(self.config.model_dump()), "labels": json.dumps(self.raw_model.labels),
-            "model": self.raw_model.state_dict(), "ema": self.ema.state_dict(),
+            "model": self._changing(self.raw_model), "average": self._changing(self.average.module),
             "optimizer": self.optimizer.state_dict(), "weighting": self.weighting.state_dict(), "rngs": rngs,
             "place": [self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s],
+            "averaged": self.average.updates, "start_wer": self.start_wer,
         }  # fmt: skip
         if torch.cuda.is_available():
             state["cuda_rng"] = torch.cuda.get_rng_state()
@@ -273,18 +320,24 @@ class Trainer:
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "state.pt", lambda path: torch.save(state, path))
 
+    def _changing(self, model: SpeechModel) -> dict[str, torch.Tensor]:
+        """The weights that training changes: those of a frozen trunk are in train.init."""
+        frozen = self.config.frozen_parts()
+        return {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
+
     def load_state(self, path: Path) -> None:
         state = torch.load(path, map_location="cpu", weights_only=True)
         before, now = json.loads(state["config"]), self.config.model_dump()
         if changed := [
-            f"{s}.{k}" for s in now for k in now[s] if before[s].get(k) != json.loads(json.dumps(now[s][k]))
+            f"{s}.{k}" for s in now for k in now[s] if before.get(s, {}).get(k) != json.loads(json.dumps(now[s][k]))
         ]:
             raise CheckpointError(f"{path} belongs to another config; these differ: {', '.join(changed)}")
         labels = json.loads(state["labels"])
         if changed := [task for task in labels if labels[task] != self.raw_model.labels.get(task)]:
             raise CheckpointError(f"{path}: the training data has other classes now for {', '.join(changed)}")
-        self.raw_model.load_state_dict(state["model"])
-        self.ema.load_state_dict(state["ema"])
+        for model, weights in ((self.raw_model, state["model"]), (self.average.module, state["average"])):
+            model.load_state_dict(model.state_dict() | weights)
+        self.average.updates, self.start_wer = state["averaged"], state["start_wer"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.weighting.load_state_dict(state["weighting"])
         self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s = state["place"]
@@ -293,12 +346,6 @@ class Trainer:
         torch.set_rng_state(state["rngs"][self.accelerator.process_index].clone())
         if "cuda_rng" in state and torch.cuda.is_available():
             torch.cuda.set_rng_state(state["cuda_rng"])
-
-
-@torch.no_grad()
-def _average(decay: float, means: list[torch.Tensor], now: list[torch.Tensor], updates: torch.Tensor) -> None:
-    """Exponential moving average whose memory grows with the updates, so that it forgets the random start."""
-    torch._foreach_lerp_(means, now, 1 - min(decay, (1 + updates.item()) / (10 + updates.item())))
 
 
 class _signals:
@@ -332,6 +379,7 @@ def _card(config: Config, inventory: Inventory, epoch: int, summary: dict[str, A
         "# speech_mtl model\n\n"
         f"Tasks: {tasks}. Trained on {inventory.utterances} utterances ({inventory.duration_s / 3600:.2f} h) of\n"
         + "".join(f"- {path}\n" for path in config.data.train)
+        + ("\nThe recogniser is that of train.init, unchanged.\n" if config.trunk.frozen else "")
         + f"\nKept after epoch {epoch}, the best by `train.select = {config.train.select}` on the dev data:\n\n"
         f"```json\n{json.dumps(summary, indent=1)}\n```\n"
     )

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from speech_mtl.config import Config, ConfigError, load_recipe, parse_config, recipe_names
+from speech_mtl.config import Config, ConfigError, parse_config
+from speech_mtl.recipe import load_recipe, recipe_names
 
 
 @pytest.mark.parametrize("name", recipe_names())

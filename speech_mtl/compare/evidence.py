@@ -205,10 +205,10 @@ def _size(evidence: Evidence, arm: Arm, config: Config) -> dict[str, Any]:
     }
     model = load_model(runs[0].folder)
     trunk, heads = flops_per_s(model)
-    frozen = tuple(config.train.freeze)
+    frozen = config.frozen_parts()
     # a backward pass costs twice the forward one, and is not run through what is frozen
-    passes = trunk * (1 if "encoder" in frozen else 3)
-    passes += sum(f * (1 if f"tasks.{name}.".startswith(frozen) and frozen else 3) for name, f in heads.items())
+    passes = trunk * (1 if "encoder.".startswith(frozen) else 3)
+    passes += sum(f * (1 if f"tasks.{name}.".startswith(frozen) else 3) for name, f in heads.items())
     train_flops = passes * inventory.duration_s * config.train.epochs
     if arm.start_from:
         source = next(a for a in evidence.plan.arms if a.name == arm.start_from)

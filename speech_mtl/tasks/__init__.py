@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 
 class Frames(NamedTuple):
-    """What a task reads: mel features with their lengths, and the blocks' frames_BSD with theirs."""
+    """What a task reads: mel features with their lengths, and the blocks' frames_BSD with theirs.
+
+    Of the trunk's blocks, one that nobody reads may be an empty tensor (B, 0, 0); see frame_cache.py.
+    """
 
     mel_BTF: Tensor
     mel_lengths_B: Tensor
@@ -39,6 +42,10 @@ class Frames(NamedTuple):
         mel_lengths_B = torch.minimum(last_B * mel_ratio, self.mel_lengths_B) - mel_first_B
         blocks = [_stretch(block, first_B, lengths_B) for block in self.blocks]
         return Frames(_stretch(self.mel_BTF, mel_first_B, mel_lengths_B), mel_lengths_B, blocks, lengths_B)
+
+    def to(self, device: torch.device) -> Frames:
+        blocks = [block.to(device) for block in self.blocks]
+        return Frames(self.mel_BTF.to(device), self.mel_lengths_B.to(device), blocks, self.lengths_B.to(device))
 
 
 def _stretch(x_BTC: Tensor, first_B: Tensor, lengths_B: Tensor) -> Tensor:

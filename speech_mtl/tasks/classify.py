@@ -25,7 +25,8 @@ class Classify(Task):
         super().__init__()
         task, D = config.tasks[name], config.encoder.d_model
         self.label, self.classes = task.label or name, classes
-        self.pooling = Pooling(D, config.features.n_mels, config.depth(name), task.spectrum)
+        n_blocks = len(config.blocks_read(name))
+        self.pooling = Pooling(D, config.features.n_mels, n_blocks, task.spectrum, task.adaptor_dim)
         self.dropout = nn.Dropout(task.dropout)
         self.linear = nn.Linear(self.pooling.size, len(classes))
 

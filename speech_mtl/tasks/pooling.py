@@ -1,9 +1,10 @@
 """From frames to one vector an utterance: statistics of the frames, and of the spectrum itself.
 
-Frames -> pooled_BP with P = 2·D + 2·F (2·D without the spectrum): attentive mean and deviation (Okabe et al. 2018,
-arXiv 1803.10963) of a learnt weighting of the blocks (as in SUPERB, arXiv 2105.01051), beside mean and deviation of
-every mel bin. The long-term spectrum tells voices apart well, and a trunk that learns to recognise words drops it: here
-it need not carry it.
+Frames -> pooled_BP with P = 2·C + 2·F (2·C without the spectrum). Attentive mean and deviation (Okabe et al. 2018,
+arXiv 1803.10963) of a learnt weighting of the blocks (as in SUPERB, arXiv 2105.01051; C = D), or of all blocks side by
+side (MFA-Conformer, arXiv 2203.15249), each through an adaptor of width A, as Cai & Li put them on a frozen recogniser
+(2023, arXiv 2309.03019; C = blocks·A). Beside them mean and deviation of every mel bin: the long-term spectrum tells
+voices apart well, and a trunk that learns to recognise words drops it; here it need not carry it.
 """
 
 from __future__ import annotations
@@ -22,20 +23,36 @@ LOUDEST, SPEECH_NATS = 0.05, 3.0
 
 
 class Pooling(nn.Module):
-    def __init__(self, d_model: int, n_mels: int, n_blocks: int, spectrum: bool = True, hidden: int = 128):
+    def __init__(
+        self, d_model: int, n_mels: int, n_blocks: int, spectrum: bool = True, adaptor_dim: int = 0, hidden: int = 128
+    ):
         super().__init__()
         self.spectrum = spectrum
-        self.block_weights = nn.Parameter(torch.zeros(n_blocks))
-        self.attention = nn.Sequential(nn.Linear(d_model, hidden), nn.Tanh(), nn.Linear(hidden, d_model))
-        self.size = 2 * (d_model + n_mels * spectrum)
+        if adaptor_dim:
+            self.adaptors = nn.ModuleList(
+                nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, adaptor_dim), nn.SiLU())
+                for _ in range(n_blocks)
+            )
+        else:
+            self.block_weights = nn.Parameter(torch.zeros(n_blocks))
+        width = n_blocks * adaptor_dim or d_model
+        self.attention = nn.Sequential(nn.Linear(width, hidden), nn.Tanh(), nn.Linear(hidden, width))
+        self.size = 2 * (width + n_mels * spectrum)
         self.norm = PooledNorm(self.size)
 
-    def forward(self, frames: Frames) -> Tensor:
+    def combined(self, blocks: list[Tensor]) -> Tensor:
+        """The blocks' frames_BSD as one sequence of frames_BSC."""
+        if hasattr(self, "adaptors"):
+            pairs = zip(self.adaptors, blocks, strict=True)
+            return torch.cat([adaptor(block) for adaptor, block in pairs], dim=-1)
         weights = self.block_weights.softmax(0)
-        frames_BSD = sum(w * block for w, block in zip(weights, frames.blocks, strict=True))
-        mask_BS1 = frame_mask(frames.lengths_B, frames_BSD.size(1))[..., None]
-        scores_BSD = self.attention(frames_BSD).float().masked_fill(~mask_BS1, -math.inf)
-        pooled = [*statistics(frames_BSD, scores_BSD.softmax(dim=1))]
+        return sum(w * block for w, block in zip(weights, blocks, strict=True))  # type: ignore[return-value]
+
+    def forward(self, frames: Frames) -> Tensor:
+        frames_BSC = self.combined(frames.blocks)
+        mask_BS1 = frame_mask(frames.lengths_B, frames_BSC.size(1))[..., None]
+        scores_BSC = self.attention(frames_BSC).float().masked_fill(~mask_BS1, -math.inf)
+        pooled = [*statistics(frames_BSC, scores_BSC.softmax(dim=1))]
         if self.spectrum:
             mask_BT1 = frame_mask(frames.mel_lengths_B, frames.mel_BTF.size(1))[..., None]
             pooled += statistics(frames.mel_BTF, mask_BT1 / frames.mel_lengths_B.clamp(min=1)[:, None, None])
@@ -46,12 +63,11 @@ class Pooling(nn.Module):
 
         `mel_ratio` is the number of mel frames in an encoder frame. Frames that several spans share are weighed once.
         """
-        weights = self.block_weights.softmax(0)
-        frames_1SD = sum(w * block for w, block in zip(weights, frames.blocks, strict=True))
-        scores_1SD = self.attention(frames_1SD).float()
+        frames_1SC = self.combined(frames.blocks)
+        scores_1SC = self.attention(frames_1SC).float()
         rows = []
         for first, last in spans:
-            pooled = [*statistics(frames_1SD[:, first:last], scores_1SD[:, first:last].softmax(dim=1))]
+            pooled = [*statistics(frames_1SC[:, first:last], scores_1SC[:, first:last].softmax(dim=1))]
             if self.spectrum:
                 mel_1TF = frames.mel_BTF[:, first * mel_ratio : last * mel_ratio]
                 pooled += statistics(mel_1TF, mel_1TF.new_full((1, 1, 1), 1 / mel_1TF.size(1)))

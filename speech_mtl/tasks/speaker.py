@@ -55,7 +55,8 @@ class Speaker(Task):
         if task.crop_s is not None:
             frame_s = config.features.hop_samples * self.mel_ratio / config.features.sample_rate
             self.crop_S = (task.crop_s[0] / frame_s, task.crop_s[1] / frame_s)
-        self.pooling = Pooling(D, config.features.n_mels, config.depth(name), task.spectrum)
+        n_blocks = len(config.blocks_read(name))
+        self.pooling = Pooling(D, config.features.n_mels, n_blocks, task.spectrum, task.adaptor_dim)
         self.dropout = nn.Dropout(task.dropout)
         self.embedding = nn.Linear(self.pooling.size, task.embedding_dim)
         self.centres = nn.Parameter(torch.empty(len(classes), task.embedding_dim))

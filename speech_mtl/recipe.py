@@ -1,0 +1,65 @@
+"""A recipe, one that comes with the package or a TOML file, with its overrides -> a Config.
+
+A recipe that starts from a model (train.init) need not repeat what that model is: see `inherit`. This file imports no
+torch, so that a wrong call is answered at once.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from speech_mtl.config import Config, ConfigError, override_values, parse_config
+
+
+def recipe_names() -> list[str]:
+    """Names of the recipes that come with the package."""
+    folder = resources.files("speech_mtl") / "recipes"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
+def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Config:
+    """A recipe's name or TOML file, with overrides such as 'train.epochs=20', as a Config. Raises ConfigError."""
+    path = Path(recipe)
+    if path.suffix == ".toml":
+        if not path.is_file():
+            raise ConfigError(f"recipe file {path} does not exist")
+        text = path.read_text(encoding="utf-8")
+    elif str(recipe) in recipe_names():
+        text = (resources.files("speech_mtl") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+    else:
+        raise ConfigError(f"no recipe '{recipe}'; accepted: {', '.join(recipe_names())}, or the path of a .toml file")
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"recipe {recipe}: not valid TOML: {error}") from None
+    for override in overrides or []:
+        override_values(values, override)
+    return parse_config(inherit(values), str(recipe))
+
+
+def inherit(values: dict[str, Any]) -> dict[str, Any]:
+    """What the recipe leaves open of features, encoder and text is as in the model of train.init, where there is one.
+
+    On a frozen trunk that model's asr task is added as well. Raises ConfigError.
+    """
+    train, trunk = values.get("train"), values.get("trunk")
+    folder = train.get("init") if isinstance(train, dict) else None
+    if not folder:
+        return values
+    if not (path := Path(str(folder)) / "config.json").is_file():
+        raise ConfigError(f"train.init {folder} is not a model folder: config.json is missing")
+    try:
+        theirs = json.loads(path.read_text(encoding="utf-8"))["config"]
+        sections = {name: theirs[name] | values.get(name, {}) for name in ("features", "encoder", "text")}
+        recognisers = {name: task for name, task in theirs["tasks"].items() if task["type"] == "asr"}
+    except (ValueError, TypeError, KeyError):  # load_model and parse_config say what is wrong with them
+        return values
+    if isinstance(trunk, dict) and trunk.get("frozen"):
+        tasks = dict(values.get("tasks", {"speaker": {"type": "speaker"}}))
+        own = {name: tasks.pop(name, {}) for name in recognisers}
+        sections["tasks"] = {name: task | own[name] for name, task in recognisers.items()} | tasks
+    return values | sections
