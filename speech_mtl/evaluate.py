@@ -89,7 +89,9 @@ def enroll_references(model: SpeechModel, cuts: CutSet, source: Source = recordi
 def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000, source: Source = recordings) -> None:
     """Refit the speaker task's projection and voices on the first training utterances of every speaker.
 
-    Where the head is trained on stretches, two stretches of every utterance take part beside the whole.
+    Where the head is trained on stretches, two stretches of every utterance take part beside the whole; and, where they
+    are recordings, the utterances once more in the company of others, as in a conversation: a frame knows of its
+    neighbours, and what it has from them is dropped with all else that varies within a speaker.
     """
     for name, task in model.tasks.items():
         if not isinstance(task, Speaker):
@@ -109,10 +111,26 @@ def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000, sourc
                 if not batch.cuts:
                     continue
                 heard = model.up_to_head(name, trunk_frames(model, batch))
-                for frames in (heard, task.crop(heard), task.crop(heard)) if task.crop_S else (heard,):
-                    features.append(task(frames)["features"].cpu())
-                    speakers += [label_of(cut, "speaker") or "" for cut in batch.cuts]
+                views = [heard, task.crop(heard), task.crop(heard)] if task.crop_S else [heard]
+                found = [task(frames)["features"] for frames in views]
+                if task.crop_S and batch.frames is None:
+                    found.append(_in_company(model, name, task, batch))
+                features += [features_BP.cpu() for features_BP in found]
+                speakers += len(found) * [label_of(cut, "speaker") or "" for cut in batch.cuts]
             task.fit(torch.cat(features), speakers)
+
+
+def _in_company(model: SpeechModel, name: str, task: Speaker, batch: Batch) -> Tensor:
+    """The speaker task's features (B, P) of utterances that follow each other in one recording."""
+    samples = [n // model.frame_samples * model.frame_samples for n in batch.samples_B.tolist()]
+    audio_1N = torch.cat([row[:n] for row, n in zip(batch.audio_BN, samples, strict=True)])[None]
+    device = next(model.parameters()).device
+    with model.limited_attention():
+        shared = model.trunk(audio_1N.to(device), torch.tensor([audio_1N.size(1)], device=device))
+        frames = model.up_to_head(name, shared)
+    ends = np.cumsum(samples) // model.frame_samples
+    spans = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
+    return task.over_spans(frames, spans, task.mel_ratio)["features"]
 
 
 def speaker_task(model: SpeechModel) -> str:

@@ -6,7 +6,8 @@ Blocks 1..b of the Conformer are the trunk's, those above stand once per task, w
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
@@ -81,6 +82,18 @@ class SpeechModel(nn.Module):
         for module in self.modules():
             if isinstance(module, Conformer):
                 module.reach = max(1, round(self.config.encoder.reach_s / self.frame_s))
+
+    @contextmanager
+    def limited_attention(self) -> Iterator[None]:
+        """`limit_attention` for a while."""
+        stacks = [module for module in self.modules() if isinstance(module, Conformer)]
+        reaches = [stack.reach for stack in stacks]
+        self.limit_attention()
+        try:
+            yield
+        finally:
+            for stack, reach in zip(stacks, reaches, strict=True):
+                stack.reach = reach
 
     @property
     def frame_s(self) -> float:
