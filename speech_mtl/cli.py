@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from speech_mtl import __version__, cli_decode, cli_speakers, formats
+from speech_mtl.cli_export import export
 from speech_mtl.cli_import import import_
 from speech_mtl.cli_options import (
     BeamWidth,
@@ -20,12 +21,14 @@ from speech_mtl.cli_options import (
     Count,
     Db,
     Device,
+    Engine,
     HotWords,
     LmFile,
     LmWeight,
     Model,
     UnknownScore,
     WordScore,
+    check_engine,
     checked_device,
     decoding_of,
     load_recognizer,
@@ -143,6 +146,7 @@ def train_(
 
 
 app.command("import")(import_)
+app.command("export")(export)
 
 
 @app.command("compare")
@@ -278,6 +282,7 @@ def transcribe(
     db: Db = None,
     threshold: Cosine = None,
     count: Count = None,
+    engine: Engine = None,
     device: Device = "cpu",
     beam: BeamWidth = None,
     lm: LmFile = None,
@@ -299,6 +304,7 @@ def transcribe(
     targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}
     if len(set(targets.values())) < len(targets):
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
+    check_engine(engine, model)
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
     recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding))
 

@@ -73,6 +73,10 @@ class SpeechModel(nn.Module):
                 module.reach = max(1, round(self.config.encoder.reach_s / self.frame_s))
 
     @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    @property
     def frame_s(self) -> float:
         """Seconds from an encoder frame to the next."""
         return self.frame_samples / self.config.features.sample_rate
@@ -91,6 +95,10 @@ class SpeechModel(nn.Module):
         mel_BTF, mel_lengths_B = self.features(audio_BN, samples_B)
         if mask_features:
             mel_BTF = self.spec_augment(mel_BTF)
+        return self.shared(mel_BTF, mel_lengths_B)
+
+    def shared(self, mel_BTF: Tensor, mel_lengths_B: Tensor) -> Frames:
+        """The shared blocks over features."""
         if not self.encoder.blocks:
             return Frames(mel_BTF, mel_lengths_B, [], self.encoder.lengths(mel_lengths_B))
         return Frames(mel_BTF, mel_lengths_B, *self.encoder(mel_BTF, mel_lengths_B))
