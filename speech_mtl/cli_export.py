@@ -21,8 +21,8 @@ class Start(StrEnum):
 
 @guarded
 def export(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
     out: Annotated[Path, typer.Option(help="Folder for the export.")],
+    model: Annotated[Path | None, typer.Argument(help="Model folder; the bundled model if not given.")] = None,
     start: Annotated[Start, typer.Option("--from", help="Whether the graph takes audio or log-mel.")] = Start.audio,
     int8: Annotated[bool, typer.Option("--int8", help="Matrix products of the blocks on 8-bit integers.")] = False,
     check: Annotated[
@@ -39,7 +39,9 @@ def export(
     """
     with progress("exporting"):
         from speech_mtl.export import export_model, is_export_of
+        from speech_mtl.recognizer import PRETRAINED
 
+        model = model or PRETRAINED
         if not (check and is_export_of(out, model, start.value, int8)):
             export_model(model, out, start.value, int8)
     typer.echo(out)

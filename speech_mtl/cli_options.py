@@ -73,8 +73,10 @@ def check_engine(engine: str | None, model: Path | None) -> None:
 
     held = "onnx" if model and (model / GRAPH).is_file() else "torch"
     if engine == "onnx" and held == "torch":
-        name = model or "the bundled model"
-        fail(f"--engine onnx: {name} has no {GRAPH}; write one: speech-mtl export {model or 'MODEL'} --out DIR")
+        fail(
+            f"--engine onnx: {model or 'the bundled model'} has no {GRAPH}; write it by "
+            f"`speech-mtl export {f'{model} ' if model else ''}--out DIR` and give --model DIR"
+        )
     if engine == "torch" and held == "onnx":
         fail(f"--engine torch: {model} is an export; give the folder that it was made from")
 
