@@ -22,8 +22,8 @@ from speech_mtl.cli import app
 from speech_mtl.data import read_cuts
 
 COMMANDS = [
-    "prepare", "inspect", "train", "import", "evaluate", "transcribe", "align", "identify", "verify", "enroll",
-    "speakers", "lm", "demo",
+    "prepare", "inspect", "train", "import", "export", "evaluate", "transcribe", "align", "identify", "verify",
+    "enroll", "speakers", "lm", "demo",
 ]  # fmt: skip
 
 
