@@ -26,6 +26,7 @@ from speech_mtl.cli_options import (
     LmFile,
     LmWeight,
     Model,
+    Precision,
     UnknownScore,
     WordScore,
     check_engine,
@@ -283,6 +284,7 @@ def transcribe(
     threshold: Cosine = None,
     count: Count = None,
     engine: Engine = None,
+    precision: Precision = "fp32",
     device: Device = "cpu",
     beam: BeamWidth = None,
     lm: LmFile = None,
@@ -306,7 +308,7 @@ def transcribe(
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
     check_engine(engine, model)
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
-    recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding))
+    recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding, precision))
 
     def work(file: Path, show: Callable[[float], None]) -> None:
         result = recognizer.transcribe(file, on_progress=show, speakers=count)

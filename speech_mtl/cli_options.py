@@ -30,6 +30,9 @@ Engine = Annotated[
     str | None,
     typer.Option("--engine", help="torch, or onnx for what `export` wrote; what the model folder holds if not given."),
 ]
+Precision = Annotated[
+    str, typer.Option("--precision", help="fp32, or bf16: faster where the processor has instructions for it.")
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 
 BeamWidth = Annotated[
@@ -58,11 +61,14 @@ def load_recognizer(
     threshold: float | None = None,
     device: str = "cpu",
     decoding: Decoding | None = None,
+    precision: str = "fp32",
 ) -> Recognizer:
+    if precision not in ("fp32", "bf16"):
+        raise typer.BadParameter(f"--precision {precision}; accepted: fp32, bf16")
     with progress("loading the model"):
         from speech_mtl.recognizer import Recognizer
 
-        return Recognizer.from_pretrained(model, checked_device(device), db, threshold, decoding)
+        return Recognizer.from_pretrained(model, checked_device(device), db, threshold, decoding, precision == "bf16")
 
 
 def check_engine(engine: str | None, model: Path | None) -> None:

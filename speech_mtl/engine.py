@@ -69,6 +69,9 @@ class OnnxModel(SpeechModel):
     def up_to_head(self, name: str, shared: Frames) -> Frames:
         return shared._replace(blocks=[shared.blocks[i] for i in self.place[name]])
 
+    def round_weights(self) -> None:
+        raise EngineError("an export has the precision that it was written with; give the folder it was made from")
+
     @property
     def n_parameters(self) -> int:
         return self.exported["parameters"]

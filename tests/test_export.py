@@ -30,12 +30,18 @@ SAMPLES = [16000, 25999, 4321]
 
 
 def model_folder(folder: Path, kind: str) -> Path:
-    """Random weights: 'own' has three tasks, of which one has a block of its own; 'parakeet' is as an imported one."""
+    """Random weights: 'own' has three tasks, of which one has a block of its own; 'parakeet' is as an imported one.
+
+    'mel' has a single block.
+    """
     values = tiny_values({"train": "", "dev": ""})
     if kind == "own":
         values["tasks"] |= {"gender": {"type": "classify", "branch": 1}}
     else:
         values["tasks"] = {"asr": {"type": "asr"}}
+    if kind == "mel":
+        values["encoder"] |= {"n_blocks": 1}
+    if kind == "parakeet":
         values["features"] = {"normalize": "utterance"}
         values["encoder"] |= {
             "positions": "relative", "conv_norm": "batch", "subsampling": 8, "scale_input": True, "reach_s": 0,
@@ -61,8 +67,16 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def parakeet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same of an imported kind, from log-mel."""
+    """The same of an imported kind."""
     folder = model_folder(tmp_path_factory.mktemp("parakeet") / "model", "parakeet")
+    export_model(folder, folder.parent / "export")
+    return folder, folder.parent / "export"
+
+
+@pytest.fixture(scope="module")
+def mel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same from log-mel."""
+    folder = model_folder(tmp_path_factory.mktemp("mel") / "model", "mel")
     export_model(folder, folder.parent / "export", start="mel")
     return folder, folder.parent / "export"
 
@@ -103,7 +117,7 @@ def expected_outputs(model: Any, audio_1N: torch.Tensor) -> dict[str, np.ndarray
     return {name: value[0].numpy() for name, value in found.items()}
 
 
-@pytest.mark.parametrize("kind", ["own", "parakeet"])
+@pytest.mark.parametrize("kind", ["own", "parakeet", "mel"])
 @pytest.mark.parametrize("limited", [True, False])
 def test_the_graph_gives_for_a_padded_batch_what_the_model_gives_alone(
     kind: str, limited: bool, request: pytest.FixtureRequest
@@ -118,7 +132,7 @@ def test_the_graph_gives_for_a_padded_batch_what_the_model_gives_alone(
     audio_BN, samples_B = audio_batch()
     for rows in ([0], [1], [0, 1, 2]):
         values, lengths_B = audio_BN[rows][:, : int(samples_B[rows].max())], samples_B[rows]
-        if kind == "parakeet":
+        if kind == "mel":
             values, lengths_B = model.features(values, lengths_B)
         outputs = run_graph(exported / GRAPH, values, lengths_B, reach)
         for place, row in enumerate(rows):
@@ -130,18 +144,20 @@ def test_the_graph_gives_for_a_padded_batch_what_the_model_gives_alone(
                 found = output[place]
                 if found.ndim == 2:
                     found = found[: len(alone[name])]
-                np.testing.assert_allclose(found, alone[name], atol=1e-4, rtol=0, err_msg=name)
+                # mel: beside these loud tones the quietest bins' logarithms carry the products' rounding
+                atol = 5e-4 if name == "mel" else 1e-4
+                np.testing.assert_allclose(found, alone[name], atol=atol, rtol=0, err_msg=name)
 
 
 def test_the_graph_has_the_outputs_that_heads_read_and_no_others(
-    own: tuple[Path, Path], parakeet: tuple[Path, Path]
+    own: tuple[Path, Path], mel: tuple[Path, Path]
 ) -> None:
     names = {"mel", "mel_lengths", "lengths", "block1", "block2", "gender.block2"}
     assert set(exporting.Graph(load_model(own[0]), "audio").outputs) == names | {
         "asr.log_probs", "speaker.embedding", "gender.log_probs",
     }  # fmt: skip
-    outputs = [value.name for value in open_session(parakeet[1] / GRAPH).get_outputs()]
-    assert outputs == ["lengths", "block2", "asr.log_probs"]
+    outputs = [value.name for value in open_session(mel[1] / GRAPH).get_outputs()]
+    assert outputs == ["lengths", "block1", "asr.log_probs"]
 
 
 def assert_alike(ours: Result, theirs: Result) -> None:
@@ -160,7 +176,7 @@ def assert_alike(ours: Result, theirs: Result) -> None:
         assert all(a.labels[name].label == b.labels[name].label for name in a.labels)
 
 
-@pytest.mark.parametrize("kind", ["own", "parakeet"])
+@pytest.mark.parametrize("kind", ["own", "parakeet", "mel"])
 def test_a_transcript_is_the_same_by_either_engine(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     """Over two windows, with a voice enrolled by one engine and recognised by both."""
     folder, exported = request.getfixturevalue(kind)
@@ -173,7 +189,7 @@ def test_a_transcript_is_the_same_by_either_engine(kind: str, request: pytest.Fi
         np.testing.assert_allclose(torch_one.embed(recording), onnx_one.embed(recording), atol=1e-5)
     ours, theirs = onnx_one.transcribe(recording), torch_one.transcribe(recording)
     assert_alike(ours, theirs)
-    assert kind == "parakeet" or ours.segments[0].speaker == "ann"
+    assert kind != "own" or ours.segments[0].speaker == "ann"
 
 
 def test_an_export_evaluates_as_its_model(own: tuple[Path, Path], corpus: dict[str, str], tmp_path: Path) -> None:
@@ -270,3 +286,22 @@ def test_an_engine_that_the_folder_does_not_hold_is_refused(
 ) -> None:
     result = CliRunner().invoke(app, ["transcribe", "a.wav", "--model", str(own[which]), "--engine", engine])
     assert result.exit_code == code and message in " ".join(result.output.split())
+
+
+def test_bfloat16_is_near_and_halves_the_products_weights(own: tuple[Path, Path]) -> None:
+    exact, rounded = load_model(own[0]), load_model(own[0])
+    rounded.round_weights()
+    audio_BN, samples_B = audio_batch()
+    with torch.inference_mode():
+        a, b = exact(audio_BN, samples_B), rounded(audio_BN, samples_B)
+    assert a["asr"]["log_probs"].dtype == b["asr"]["log_probs"].dtype == torch.float32
+    difference = (a["asr"]["log_probs"] - b["asr"]["log_probs"])[0].abs().max()
+    assert 1e-5 < difference < 0.1
+    assert (a["speaker"]["embedding"] * b["speaker"]["embedding"]).sum(1).min() > 0.999
+    weights = rounded.state_dict()
+    assert weights["encoder.blocks.0.attention.qkv_proj.weight"].dtype == torch.bfloat16
+    assert (
+        weights["tasks.asr.linear.weight"].dtype == weights["encoder.blocks.0.norm_out.weight"].dtype == torch.float32
+    )
+    with pytest.raises(EngineError, match="an export has the precision that it was written with"):
+        Recognizer.from_pretrained(own[1], bf16=True)
