@@ -40,6 +40,8 @@ from speech_mtl.tasks import Frames
 OPSET = 20
 DATA = f"{GRAPH}.data"
 """The graph's weights, where they do not fit in its own file (2 GB)."""
+MOST_WITHIN = 2**30
+"""Bytes of weights up to which they stand in the graph's own file."""
 
 
 class Graph(nn.Module):
@@ -148,8 +150,10 @@ def write_graph(model: SpeechModel, path: Path, start: str) -> None:
             input_names=graph.inputs, output_names=graph.outputs,
         )  # fmt: skip
     assert program is not None  # it is None for the older exporter alone
-    small = sum(4 * weight.numel() for weight in graph.state_dict().values()) < 2**30
-    program.save(str(path), external_data=not small)
+    for node in program.model.graph:
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)  # paths of this machine
+    size = sum(4 * weight.numel() for weight in graph.state_dict().values())
+    program.save(str(path), external_data=size > MOST_WITHIN)
 
 
 def quantize(path: Path) -> None:

@@ -75,9 +75,11 @@ def parakeet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def mel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The same from log-mel."""
+    """The same from log-mel, with the weights beside the graph as if they were large."""
     folder = model_folder(tmp_path_factory.mktemp("mel") / "model", "mel")
-    export_model(folder, folder.parent / "export", start="mel")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(exporting, "MOST_WITHIN", 0)
+        export_model(folder, folder.parent / "export", start="mel")
     return folder, folder.parent / "export"
 
 
@@ -305,3 +307,18 @@ def test_bfloat16_is_near_and_halves_the_products_weights(own: tuple[Path, Path]
     )
     with pytest.raises(EngineError, match="an export has the precision that it was written with"):
         Recognizer.from_pretrained(own[1], bf16=True)
+
+
+def test_weights_beside_the_graph_are_part_of_the_folder(mel: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "moved"
+    shutil.copytree(mel[1], folder)
+    assert (folder / exporting.DATA).stat().st_size > 50_000
+    assert str(Path(exporting.__file__).parent).encode() not in (folder / GRAPH).read_bytes()
+    load_model(folder)
+    (folder / exporting.DATA).rename(tmp_path / "away")
+    with pytest.raises(CheckpointError, match="is not complete: model.onnx.data is missing"):
+        load_model(folder)
+    (tmp_path / "away").rename(folder / exporting.DATA)
+    exporting.quantize(folder / GRAPH)
+    assert sorted(path.name for path in folder.iterdir()) == sorted(path.name for path in mel[1].iterdir())
+    open_session(folder / GRAPH)
