@@ -1,5 +1,7 @@
 """A model is a folder: config.json, model.safetensors, tokenizer.json, labels.json, README.md. Nothing is pickled.
 
+A folder that was exported (export.py) has a graph and the heads' weights in the place of model.safetensors.
+
 config.json also holds the SHA-256 of the other files, so that a missing or altered one is noticed. Files are written
 beside their place, synced and renamed: a full disk or a crash leaves the last good ones.
 """
@@ -18,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from speech_mtl.config import Config, ConfigError, parse_config
+from speech_mtl.engine import GRAPH, HEADS, OnnxModel
 from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
@@ -53,8 +56,13 @@ def save_model(model: SpeechModel, folder: Path, card: str, dtype: torch.dtype =
         write_atomically(folder / TOKENIZER, model.tokenizer.save)
     write_atomically(folder / LABELS, lambda path: path.write_text(json.dumps(model.labels, indent=1) + "\n"))
     write_atomically(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
-    files = {name: _sha256(folder / name) for name in (WEIGHTS, TOKENIZER, LABELS) if (folder / name).exists()}
-    described = {"format": FORMAT, "files": files, "config": model.config.model_dump()}
+    describe(folder, model.config, [WEIGHTS, TOKENIZER, LABELS])
+
+
+def describe(folder: Path, config: Config, names: list[str], **more: Any) -> None:
+    """Write config.json: the config, the SHA-256 of those files that there are, and what else there is to say."""
+    files = {name: _sha256(folder / name) for name in names if (folder / name).exists()}
+    described = {"format": FORMAT, "files": files, **more, "config": config.model_dump()}
     write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(described, indent=1) + "\n"))
 
 
@@ -75,11 +83,26 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Speech
         raise CheckpointError(str(error)) from None
     has_text = any(task.type == "asr" for task in config.tasks.values())
     tokenizer = Tokenizer.load(folder / TOKENIZER, config.text) if has_text else None
-    model = empty_model(config, tokenizer, _read_json(folder / LABELS))
-    check_memory(4 * sum(value.numel() for value in model.state_dict().values()), f"{folder}: loading the model")
-    load_weights(model, load_file(folder / WEIGHTS), f"{folder}/{WEIGHTS}")
-    model.fingerprint = described["files"][WEIGHTS][:16]
+    labels, exported = _read_json(folder / LABELS), described.get("exported")
+    if exported and torch.device(device).type != "cpu":
+        raise CheckpointError(f"{folder} is an export, which runs on the cpu, not on {device}")
+    if exported:
+        check_memory(sum(file.stat().st_size for file in folder.iterdir()), f"{folder}: loading the model")
+        with torch.device("meta"):
+            model: SpeechModel = OnnxModel(config, tokenizer, labels, folder / GRAPH, exported)
+    else:
+        model = empty_model(config, tokenizer, labels)
+        check_memory(4 * sum(value.numel() for value in model.state_dict().values()), f"{folder}: loading the model")
+    weights = HEADS if exported else WEIGHTS
+    load_weights(model, load_file(folder / weights), f"{folder}/{weights}")
+    model.fingerprint = fingerprint_of(folder)
     return model.to(device).eval()
+
+
+def fingerprint_of(folder: Path) -> str:
+    """What identifies a model folder's weights; that of an export is its own word, see export.py."""
+    described = _read_json(folder / "config.json")
+    return described["exported"]["fingerprint"] if "exported" in described else described["files"][WEIGHTS][:16]
 
 
 def empty_model(config: Config, tokenizer: Tokenizer | None, labels: dict[str, list[str]]) -> SpeechModel:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from speech_mtl import __version__, cli_calibrate, cli_decode, cli_speakers, formats
+from speech_mtl.cli_export import export
 from speech_mtl.cli_import import import_
 from speech_mtl.cli_options import (
     BeamWidth,
@@ -21,12 +22,15 @@ from speech_mtl.cli_options import (
     Count,
     Db,
     Device,
+    Engine,
     HotWords,
     LmFile,
     LmWeight,
     Model,
+    Precision,
     UnknownScore,
     WordScore,
+    check_engine,
     checked_device,
     decoding_of,
     load_recognizer,
@@ -153,6 +157,7 @@ def train_(
 
 
 app.command("import")(import_)
+app.command("export")(export)
 
 
 @app.command("compare")
@@ -293,6 +298,8 @@ def transcribe(
     db: Db = None,
     threshold: Cosine = None,
     count: Count = None,
+    engine: Engine = None,
+    precision: Precision = "fp32",
     device: Device = "cpu",
     beam: BeamWidth = None,
     lm: LmFile = None,
@@ -319,8 +326,9 @@ def transcribe(
     targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}
     if len(set(targets.values())) < len(targets):
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
+    check_engine(engine, model)
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
-    recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding))
+    recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding, precision))
 
     _transcribe(recognizer, files, fmt, targets, stream, count)
 

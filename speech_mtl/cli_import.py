@@ -41,7 +41,7 @@ def import_(
 
             place = locate(source)
             if not (check and (folder / "config.json").is_file()):
-                import_model(place, folder)
+                import_model(place, folder, note)
         if out:
             typer.echo(out)
         if check:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speech_mtl.terminal import note, progress
+from speech_mtl.terminal import fail, note, progress
 
 if TYPE_CHECKING:
     from speech_mtl.language import Decoding
@@ -26,6 +26,13 @@ Cosine = Annotated[
     typer.Option("--threshold", min=-1, max=1, help="Cosine below which a voice is unknown; the model's if not given."),
 ]  # fmt: skip
 Count = Annotated[int | None, typer.Option("--speakers", min=1, help="Number of voices; found out if not given.")]
+Engine = Annotated[
+    str | None,
+    typer.Option("--engine", help="torch, or onnx for what `export` wrote; what the model folder holds if not given."),
+]
+Precision = Annotated[
+    str, typer.Option("--precision", help="fp32, or bf16: faster where the processor has instructions for it.")
+]
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 
 BeamWidth = Annotated[
@@ -54,11 +61,30 @@ def load_recognizer(
     threshold: float | None = None,
     device: str = "cpu",
     decoding: Decoding | None = None,
+    precision: str = "fp32",
 ) -> Recognizer:
+    if precision not in ("fp32", "bf16"):
+        raise typer.BadParameter(f"--precision {precision}; accepted: fp32, bf16")
     with progress("loading the model"):
         from speech_mtl.recognizer import Recognizer
 
-        return Recognizer.from_pretrained(model, checked_device(device), db, threshold, decoding)
+        return Recognizer.from_pretrained(model, checked_device(device), db, threshold, decoding, precision == "bf16")
+
+
+def check_engine(engine: str | None, model: Path | None) -> None:
+    """A folder holds one engine's model; asking for the other's is answered with the way to get it."""
+    if engine not in (None, "torch", "onnx"):
+        raise typer.BadParameter(f"--engine {engine}; accepted: torch, onnx")
+    from speech_mtl.engine import GRAPH
+
+    held = "onnx" if model and (model / GRAPH).is_file() else "torch"
+    if engine == "onnx" and held == "torch":
+        fail(
+            f"--engine onnx: {model or 'the bundled model'} has no {GRAPH}; write it by "
+            f"`speech-mtl export {f'{model} ' if model else ''}--out DIR` and give --model DIR"
+        )
+    if engine == "torch" and held == "onnx":
+        fail(f"--engine torch: {model} is an export; give the folder that it was made from")
 
 
 def with_remarks(recognizer: Recognizer) -> Recognizer:

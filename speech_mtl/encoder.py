@@ -34,8 +34,10 @@ class Conformer(nn.Module):
     def __init__(self, config: EncoderConfig, n_mels: int, first: int = 0, last: int | None = None):
         super().__init__()
         self.config = config
-        self.reach: int | None = None
+        self.reach: int | Tensor | None = None
         """Frames to either side that attention sees, all where None; see SpeechModel.limit_attention."""
+        self.rounded = False
+        """Whether the pass runs in bfloat16, see SpeechModel.round_weights."""
         last = config.n_blocks if last is None else last
         self.subsampling = Subsampling(config, n_mels) if first == 0 < last else None
         self.blocks = nn.ModuleDict({str(i): ConformerBlock(config) for i in range(first, last)})
@@ -52,6 +54,13 @@ class Conformer(nn.Module):
 
         x is mel_BTF with lengths in mel frames, or block `first`'s frames_BSD with lengths in encoder frames.
         """
+        if not self.rounded:
+            return self._pass(x, lengths_B)
+        with torch.autocast(x.device.type, torch.bfloat16):
+            outputs, lengths_B = self._pass(x, lengths_B)
+        return [frames_BSD.float() for frames_BSD in outputs], lengths_B
+
+    def _pass(self, x: Tensor, lengths_B: Tensor) -> tuple[list[Tensor], Tensor]:
         frames_BSD = x
         if self.subsampling is not None:
             frames_BSD, lengths_B = self.subsampling(x, lengths_B)
@@ -59,8 +68,9 @@ class Conformer(nn.Module):
                 frames_BSD = frames_BSD * math.sqrt(self.config.d_model)
             frames_BSD = self.dropout(frames_BSD)
         size = frames_BSD.size(1)
-        mask_BS = None if bool((lengths_B == size).all()) else frame_mask(lengths_B, size)
-        near_SS = None if self.reach is None or size <= self.reach else band(size, self.reach, frames_BSD.device)
+        mask_BS = None if all_of(lengths_B, size) else frame_mask(lengths_B, size)
+        sees_all = self.reach is None or (not exporting() and size <= self.reach)
+        near_SS = None if sees_all else band(size, self.reach, frames_BSD.device)  # type: ignore[arg-type]
         positions = ATTENTION[self.config.positions].positions(size, self.config, frames_BSD.device)
         outputs = []
         for block in self.blocks.values():
@@ -110,13 +120,26 @@ class Residual(nn.Module):
         return torch.addcmul(x, branch, keep.to(branch.dtype), value=factor / (1 - self.dropout))
 
 
+def exporting() -> bool:
+    """Whether the pass is being written down as a graph for any size: nothing may be decided by sizes and lengths then.
+
+    The graph gets plain operations in place of those that are fast in PyTorch alone.
+    """
+    return torch.compiler.is_exporting()
+
+
+def all_of(lengths_B: Tensor, size: int) -> bool:
+    """Whether there is no padding."""
+    return not exporting() and bool((lengths_B == size).all())
+
+
 def in_place() -> bool:
     """Whether a tensor just made may be overwritten: when no gradient is wanted.
 
     Worth it on a CPU: a new tensor of a megabyte costs as much as several passes over an old one, since the system
     hands out zeroed pages; SiLU in place takes an eighth of the time.
     """
-    return not torch.is_grad_enabled()
+    return not torch.is_grad_enabled() and not exporting()
 
 
 def linear(x_BSD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -128,8 +151,9 @@ def linear(x_BSD: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     small inputs to oneDNN. A new length costs a millisecond, for which oneDNN makes its kernels: worth it where layers
     of one shape stand in every block, and not for a layer that runs once.
     """
-    small = x_BSD.numel() <= ONEDNN_ABOVE
-    if small or x_BSD.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    onednn = x_BSD.device.type == "cpu" and torch.backends.mkldnn.is_available() and not exporting()
+    # products of bfloat16 go to oneDNN by themselves, and take three quarters of the time of such convolutions
+    if not onednn or x_BSD.numel() <= ONEDNN_ABOVE or torch.is_autocast_enabled("cpu"):
         return F.linear(x_BSD, weight, bias)
     x_BD1S = x_BSD.transpose(1, 2).unsqueeze(2)
     return F.conv2d(x_BD1S, weight[:, :, None, None], bias, dilation=(2, 1)).squeeze(2).transpose(1, 2)
@@ -142,7 +166,7 @@ class Linear(nn.Linear):
         return linear(x_BSD, self.weight, self.bias)
 
 
-def band(size: int, reach: int, device: torch.device) -> Tensor:
+def band(size: int, reach: int | Tensor, device: torch.device) -> Tensor:
     """Boolean (S, S), True where a key is at most `reach` frames from its query."""
     place_S = torch.arange(size, device=device)
     return (place_S[:, None] - place_S).abs() <= reach
@@ -181,24 +205,32 @@ class RotaryAttention(nn.Module):
 
     @staticmethod
     def positions(size: int, config: EncoderConfig, device: torch.device) -> Tensor:
-        """Complex rotations (S, 1, d/2) for the head's pairs of dimensions."""
+        """Cosine and sine (S, 1, d/2, 2) of the rotations of the head's pairs of dimensions."""
         half = config.d_model // config.n_heads // 2
         rate = torch.exp(torch.arange(half, device=device) * (-math.log(10000.0) / half))
         angle_S1d = (torch.arange(size, device=device)[:, None] * rate)[:, None]
-        return torch.polar(torch.ones_like(angle_S1d), angle_S1d)
+        return torch.stack([angle_S1d.cos(), angle_S1d.sin()], dim=-1)
 
     def forward(
         self, x_BSD: Tensor, positions: Tensor, mask_BS: Tensor | None, near_SS: Tensor | None = None
     ) -> Tensor:
         B, S, D = x_BSD.shape
         qk, v = self.qkv_proj(x_BSD).split([2 * D, D], dim=-1)
-        pairs = torch.view_as_complex(qk.float().view(B, S, 2 * self.n_heads, self.head_dim // 2, 2))
-        turned = pairs.mul_(positions) if in_place() else pairs * positions
-        qk_BHSd = torch.view_as_real(turned).flatten(-2).to(v.dtype).transpose(1, 2)
+        pairs = qk.float().view(B, S, 2 * self.n_heads, self.head_dim // 2, 2)
+        qk_BHSd = rotated(pairs, positions).flatten(-2).to(v.dtype).transpose(1, 2)
         q_BHSd, k_BHSd = qk_BHSd.chunk(2, dim=1)
         v_BHSd = v.view(B, S, self.n_heads, self.head_dim).transpose(1, 2)
         out_BHSd = F.scaled_dot_product_attention(q_BHSd, k_BHSd, v_BHSd, visible(mask_BS, near_SS))
         return self.out_proj(out_BHSd.transpose(1, 2).reshape(B, S, D))
+
+
+def rotated(pairs: Tensor, positions: Tensor) -> Tensor:
+    """Pairs (B, S, H, d/2, 2), each turned by its position: a product of complex numbers, which ONNX does not have."""
+    if exporting():
+        (x, y), (cos, sin) = pairs.unbind(-1), positions.unbind(-1)
+        return torch.stack([x * cos - y * sin, x * sin + y * cos], dim=-1)
+    x, turn = torch.view_as_complex(pairs), torch.view_as_complex(positions)
+    return torch.view_as_real(x.mul_(turn) if in_place() else x * turn)
 
 
 class RelativeAttention(nn.Module):
@@ -240,6 +272,10 @@ class RelativeAttention(nn.Module):
 def relative_shift(scores_BHSP: Tensor) -> Tensor:
     """Scores by distance -> scores by key: out[..., i, j] = in[..., i, size-1-i+j]; a view, nothing is copied."""
     B, H, S, P = scores_BHSP.shape
+    if exporting():  # a graph has no strides: the cells are picked by their places
+        query_S1 = torch.arange(S, device=scores_BHSP.device)[:, None]
+        place_SS = query_S1 * (P - 1) + query_S1.T + S - 1
+        return scores_BHSP.flatten(2).index_select(2, place_SS.flatten()).view(B, H, S, S)
     scores_BHSP = scores_BHSP.contiguous()
     return scores_BHSP.as_strided((B, H, S, S), (H * S * P, S * P, P - 1, 1), scores_BHSP.storage_offset() + S - 1)
 
@@ -305,7 +341,9 @@ class Subsampling(nn.Module):
     def forward(self, mel_BTF: Tensor, lengths_B: Tensor) -> tuple[Tensor, Tensor]:
         # on a CPU a few utterances at a time: glibc returns blocks over 32 MB to the system, which zeroes them anew at
         # every call, and that took half of this module's time
-        n = max(1, CPU_CHUNK_FRAMES // mel_BTF.size(1)) if mel_BTF.device.type == "cpu" else mel_BTF.size(0)
+        if mel_BTF.device.type != "cpu" or exporting():
+            return self.subsample(mel_BTF, lengths_B)
+        n = max(1, CPU_CHUNK_FRAMES // mel_BTF.size(1))
         batches = zip(mel_BTF.split(n), lengths_B.split(n), strict=True)
         chunks = [self.subsample(mel, lengths) for mel, lengths in batches]
         return torch.cat([frames for frames, _ in chunks]), torch.cat([lengths for _, lengths in chunks])
@@ -324,6 +362,6 @@ class Subsampling(nn.Module):
 def zero_padding_(x_BCTF: Tensor, lengths_B: Tensor) -> Tensor:
     """In place, which autograd allows after a convolution."""
     size = x_BCTF.size(2)
-    if bool((lengths_B == size).all()):
+    if all_of(lengths_B, size):
         return x_BCTF
     return x_BCTF.mul_(frame_mask(lengths_B, size)[:, None, :, None].to(x_BCTF.dtype))

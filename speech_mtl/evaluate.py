@@ -302,4 +302,4 @@ def task_kinds(model: SpeechModel) -> dict[str, str]:
 
 
 def count_parameters(model: SpeechModel) -> int:
-    return sum(parameter.numel() for parameter in model.parameters())
+    return model.n_parameters

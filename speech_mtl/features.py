@@ -7,7 +7,10 @@ that an imported model meets the features it was trained on. Frames beyond an ut
 
 from __future__ import annotations
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtl.config import AugmentConfig, FeatureConfig
@@ -82,14 +85,29 @@ class LogMel(nn.Module):
             if config.preemphasis:
                 audio_BN = torch.cat([audio_BN[:, :1], audio_BN[:, 1:] - config.preemphasis * audio_BN[:, :-1]], dim=1)
             audio_BN = audio_BN * frame_mask(samples_B, audio_BN.size(1))
-            spectrum_BKT = torch.stft(
-                audio_BN, config.n_fft, config.hop_samples, config.window_samples, self.window,
-                center=True, pad_mode="constant", return_complex=True,
-            )  # fmt: skip
-            power_BTK = torch.view_as_real(spectrum_BKT).square().sum(-1).transpose(1, 2)
+            if torch.compiler.is_exporting():
+                power_BTK = self._power_by_products(audio_BN)
+            else:
+                spectrum_BKT = torch.stft(
+                    audio_BN, config.n_fft, config.hop_samples, config.window_samples, self.window,
+                    center=True, pad_mode="constant", return_complex=True,
+                )  # fmt: skip
+                power_BTK = torch.view_as_real(spectrum_BKT).square().sum(-1).transpose(1, 2)
             mel_BTF = torch.log(power_BTK @ self.filters_KF + LOG_FLOOR)
         lengths_B = self.lengths(samples_B)
         return mel_BTF[:, : audio_BN.size(1) // config.hop_samples], lengths_B
+
+    def _power_by_products(self, audio_BN: Tensor) -> Tensor:
+        """The power spectrum (B, T, K) as products with sines and cosines, for graphs: any runtime has those."""
+        config, W = self.config, self.config.window_samples
+        bins_K1 = torch.arange(config.n_fft // 2 + 1).double()[:, None]
+        angle_KW = bins_K1 * torch.arange(W) * (2 * math.pi / config.n_fft)
+        basis_CW = torch.cat([angle_KW.cos(), angle_KW.sin()]) * self.window.double()
+        # the window lies in the middle of the FFT, which is centred on its frame
+        padding = config.n_fft // 2 - (config.n_fft - W) // 2
+        parts_BCT = F.conv1d(audio_BN[:, None], basis_CW.float()[:, None], stride=config.hop_samples, padding=padding)
+        cosine_BKT, sine_BKT = parts_BCT.chunk(2, dim=1)
+        return (cosine_BKT.square() + sine_BKT.square()).transpose(1, 2)
 
     def measure(self, log_mels: list[Tensor]) -> None:
         """Set the fixed mean per bin, and scale per bin, from a sample of un-normalised log_mel (T, F) tensors."""

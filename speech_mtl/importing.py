@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,11 @@ NEEDED = (
 NEEDED += "processor_config.json, tokenizer.json"
 
 
-def import_model(source: str | Path, out: Path) -> SpeechModel:
-    """Write the checkpoint that `source` names as a model folder `out`; returns the model. Raises CheckpointError."""
+def import_model(source: str | Path, out: Path, tell: Callable[[str], object] = lambda note: None) -> SpeechModel:
+    """Write the checkpoint that `source` names as a model folder `out`; returns the model. Raises CheckpointError.
+
+    `tell` is called with what a person should know of it.
+    """
     if (out / "config.json").exists():
         raise CheckpointError(f"{out} already holds a model; choose another folder")
     found = read_source(locate(source))
@@ -56,6 +60,8 @@ def import_model(source: str | Path, out: Path) -> SpeechModel:
     dtype = weights["encoder.subsampling.linear.weight"].dtype
     load_weights(model, weights | ours_alone, found.origin, convert=False)
     save_model(model, out, _card(found, config, model), dtype)
+    if found.note:
+        tell(found.note)
     return model
 
 
@@ -180,6 +186,7 @@ def _card(source: Source, config: Config, model: SpeechModel) -> str:
         f"A recogniser made of the public checkpoint '{source.name}' (Parakeet-CTC: a FastConformer with a CTC head).",
         f"Its weights, {size / 1e6:.1f} million parameters, are here under this project's names and otherwise as they",
         "were; its licence goes with them.\n",
+        *([f"It is {source.note}.\n"] if source.note else []),
         f"- {encoder.n_blocks} blocks, {encoder.d_model} wide, {encoder.n_heads} heads, kernel {encoder.kernel_size}",
         f"- {features.n_mels} mel bins at {features.sample_rate} Hz; an output every {frame_ms:g} ms",
         f"- {len(model.tokenizer or [])} pieces, and the blank as the last output\n",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from speech_mtl.config import Config
-from speech_mtl.encoder import Conformer
+from speech_mtl.encoder import Conformer, Linear
 from speech_mtl.features import LogMel, SpecAugment
 from speech_mtl.tasks import Frames, Task, build_tasks
 from speech_mtl.text import Tokenizer
@@ -95,6 +95,21 @@ class SpeechModel(nn.Module):
             for stack, reach in zip(stacks, reaches, strict=True):
                 stack.reach = reach
 
+    def round_weights(self) -> None:
+        """Have the encoder run in bfloat16, and its products' weights take half their memory; features and heads stay.
+
+        Half the time on a processor with instructions for it (AVX-512 BF16, AMX), see benchmarks/importing.py.
+        """
+        for module in self.modules():
+            if isinstance(module, Conformer):
+                module.rounded = True
+            elif isinstance(module, Linear):
+                module.bfloat16()
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.parameters())
+
     @property
     def frame_s(self) -> float:
         """Seconds from an encoder frame to the next."""
@@ -114,6 +129,10 @@ class SpeechModel(nn.Module):
         mel_BTF, mel_lengths_B = self.features(audio_BN, samples_B)
         if mask_features:
             mel_BTF = self.spec_augment(mel_BTF)
+        return self.shared(mel_BTF, mel_lengths_B)
+
+    def shared(self, mel_BTF: Tensor, mel_lengths_B: Tensor) -> Frames:
+        """The shared blocks over features."""
         if not self.encoder.blocks:
             return Frames(mel_BTF, mel_lengths_B, [], self.encoder.lengths(mel_lengths_B))
         return Frames(mel_BTF, mel_lengths_B, *self.encoder(mel_BTF, mel_lengths_B))

@@ -2,8 +2,10 @@
 
 A .nemo file is a tar archive with model_config.yaml, model_weights.ckpt and a sentencepiece model. It comes from
 anywhere, so nothing is unpacked: the three files are read in place, the config by YAML's safe loader, the weights by
-torch's loader that builds tensors and nothing else. The names are those of NeMo's ConformerEncoder and ConvASRDecoder
-(NVIDIA/NeMo, examples/asr/conf/fastconformer/fast-conformer_ctc_bpe.yaml).
+torch's loader that builds tensors and nothing else. Of a hybrid, which has a transducer (RNN-T or TDT) beside its CTC
+decoder, the transducer is left out. The names are those of NeMo's ConformerEncoder and ConvASRDecoder
+(NVIDIA/NeMo, examples/asr/conf/fastconformer/fast-conformer_ctc_bpe.yaml and, for hybrids,
+hybrid_transducer_ctc/fastconformer_hybrid_transducer_ctc_bpe.yaml).
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from speech_mtl.pieces import from_sentencepiece
 
 CONFIG, WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 MAX_SMALL_FILE = 64 * 2**20  # bytes: a config or a tokenizer that is larger is neither
-TARGET = "EncDecCTCModelBPE"
+TARGET, HYBRID = "EncDecCTCModelBPE", "EncDecHybridRNNTCTCBPEModel"
+TRANSDUCER = ("decoder.", "joint.")
+"""A hybrid's prediction and joint networks; its CTC decoder has a name and a section of its own."""
 
 ENCODER = {
     "feat_in": 80, "n_layers": 17, "d_model": 512, "n_heads": 8, "ff_expansion_factor": 4, "subsampling_factor": 8,
@@ -80,9 +84,12 @@ def read_nemo(path: Path) -> Source:
             files = _files(archive, path)
             config = _config(archive, files, path)
             target = str(config.get("target", "an unknown architecture")).rpartition(".")[2]
-            if target != TARGET:
-                raise CheckpointError(f"{path}: the architecture is {target}; accepted: {TARGET} (Parakeet-CTC)")
-            found = _weights(archive, files, path)
+            if target not in (TARGET, HYBRID):
+                accepted = f"{TARGET} (Parakeet-CTC), {HYBRID} (its CTC decoder)"
+                raise CheckpointError(f"{path}: the architecture is {target}; accepted: {accepted}")
+            found, note = _weights(archive, files, path), ""
+            if target == HYBRID:
+                config, found, note = _without_transducer(config, found, path)
             outputs = _outputs(config, path)
             size = outputs - 1
             tokenizer = from_sentencepiece(*_tokenizer(archive, files, config, path, size))  # type: ignore[misc]
@@ -91,9 +98,23 @@ def read_nemo(path: Path) -> Source:
         raise CheckpointError(f"{path}: not a whole .nemo archive: {reason}; expected a tar file") from None
     preprocessor = _preprocessor(config, path)
     _check_preprocessor_tensors(found, preprocessor, path)
-    called = {_rename(name): name for name in found}
-    weights = {ours: found[theirs] for ours, theirs in called.items()}
-    return Source(path.stem, str(path), _encoder(config, path), preprocessor, outputs, tokenizer, weights, called)
+    hybrid = "ctc_" if target == HYBRID else ""
+    called = {_rename(name): f"{hybrid}{name}" if name.startswith("decoder.") else name for name in found}
+    weights = {_rename(name): value for name, value in found.items()}
+    encoder = _encoder(config, path)
+    return Source(path.stem, str(path), encoder, preprocessor, outputs, tokenizer, weights, called, note)
+
+
+def _without_transducer(
+    config: dict[str, Any], found: dict[str, Tensor], path: Path
+) -> tuple[dict[str, Any], dict[str, Tensor], str]:
+    """A hybrid's config and tensors as those of the CTC recogniser within it, and what was left out, for a person."""
+    left = {name: value for name, value in found.items() if name.startswith(TRANSDUCER)}
+    size = sum(value.numel() for value in left.values())
+    kept = {re.sub(r"^ctc_decoder\.", "decoder.", name): value for name, value in found.items() if name not in left}
+    decoder = _section(_section(config, "aux_ctc", path), "decoder", path)
+    note = f"a hybrid: its encoder and CTC decoder were taken, its transducer ({size / 1e6:.1f} M parameters) left out"
+    return {**config, "decoder": decoder}, kept, note
 
 
 def _files(archive: tarfile.TarFile, path: Path) -> dict[str, tarfile.TarInfo]:

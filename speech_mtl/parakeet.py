@@ -72,6 +72,8 @@ class Source:
     weights: dict[str, Tensor]
     called: dict[str, str] = field(default_factory=dict)
     """A tensor's name in the checkpoint, where it is another than in `weights`."""
+    note: str = ""
+    """What a person should know of how it was read."""
 
 
 def read_options(

@@ -164,15 +164,18 @@ class Recognizer:
     @classmethod
     def from_pretrained(
         cls, folder: str | Path | None = None, device: str = "cpu", db: str | Path | None = None,
-        threshold: float | None = None, decoding: Decoding | None = None,
+        threshold: float | None = None, decoding: Decoding | None = None, bf16: bool = False,
     ) -> Recognizer:  # fmt: skip
         """The model of a folder (None: the bundled one) with the speakers enrolled in `db` (None: the user's own).
 
-        `decoding` asks for a beam search, with a language model or hot words; None takes the best path. Raises
-        CheckpointError, and DecodingError for a language model or hot words that this model cannot write.
+        `bf16` has the encoder run in bfloat16. `decoding` asks for a beam search, with a language model or hot words;
+        None takes the best path. Raises CheckpointError, and DecodingError for a language model or hot words that this
+        model cannot write.
         """
         folder = Path(folder or PRETRAINED)
         model = load_model(folder, device)
+        if bf16:
+            model.round_weights()
         calibration = read_calibration(folder, model.fingerprint)
         if decoding is not None:
             set_decoder(model, decoding)

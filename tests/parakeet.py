@@ -134,6 +134,23 @@ def nemo_weights(model: Any) -> dict[str, torch.Tensor]:
     return renamed
 
 
+def as_hybrid(config: dict[str, Any], weights: dict[str, torch.Tensor]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An archive's content as that of a TDT-CTC hybrid: a transducer, and the CTC decoder as the auxiliary one."""
+    hybrid = {
+        **config, "target": "nemo.collections.asr.models.hybrid_rnnt_ctc_bpe_models.EncDecHybridRNNTCTCBPEModel",
+        "decoder": {"_target_": "nemo.collections.asr.modules.RNNTDecoder", "prednet": {"pred_hidden": 8}},
+        "joint": {"_target_": "nemo.collections.asr.modules.RNNTJoint", "num_extra_outputs": 5},
+        "aux_ctc": {"ctc_loss_weight": 0.3, "decoder": config["decoder"], "decoding": {"strategy": "greedy"}},
+    }  # fmt: skip
+    transducer = {
+        "decoder.prediction.embed.weight": torch.randn(PIECES + 1, 8),
+        "decoder.prediction.dec_rnn.lstm.weight_ih_l0": torch.randn(32, 8),
+        "joint.enc.weight": torch.randn(8, 32), "joint.joint_net.2.bias": torch.randn(PIECES + 6),
+    }  # fmt: skip
+    renamed = {name.replace("decoder.decoder_layers", "ctc_decoder.decoder_layers"): w for name, w in weights.items()}
+    return hybrid, renamed | transducer
+
+
 def write_nemo(
     path: Path, config: dict[str, Any], weights: object, tokenizer: bytes | None = None, **more: bytes
 ) -> Path:

@@ -25,8 +25,8 @@ from speech_mtl.recognizer import Recognizer
 from speech_mtl.recognizer import Result as Recognized
 
 COMMANDS = [
-    "prepare", "inspect", "train", "import", "evaluate", "transcribe", "align", "identify", "verify", "enroll",
-    "speakers", "calibrate", "lm", "demo",
+    "prepare", "inspect", "train", "import", "export", "evaluate", "transcribe", "align", "identify", "verify",
+    "enroll", "speakers", "calibrate", "lm", "demo",
 ]  # fmt: skip
 
 

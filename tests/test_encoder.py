@@ -195,7 +195,7 @@ def test_rotary_attention_depends_on_distance_only() -> None:
     positions = attention.positions(30, encoder.config, x_BSD.device)
     near, far = attention(x_BSD, positions[:9], None), attention(x_BSD, positions[21:], None)
     torch.testing.assert_close(near, far, atol=1e-5, rtol=1e-5)
-    assert not torch.allclose(near, attention(x_BSD, positions[:1].expand(9, -1, -1), None), atol=1e-3)
+    assert not torch.allclose(near, attention(x_BSD, positions[:1].expand(9, -1, -1, -1), None), atol=1e-3)
 
 
 @pytest.mark.parametrize("bias", [True, False])

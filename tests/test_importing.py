@@ -17,6 +17,7 @@ from conftest import RATE
 from parakeet import (
     PIECES,
     TEXTS,
+    as_hybrid,
     nemo_config,
     nemo_weights,
     network,
@@ -108,6 +109,21 @@ def test_a_nemo_archive_gives_the_same_model(bias: bool, n_mels: int, recordings
     expected = weights_of(tmp_path / "from-folder")
     for name, value in weights_of(tmp_path / "from-nemo").items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_a_hybrid_archive_gives_the_recogniser_of_its_ctc_decoder(recordings: list[Path], tmp_path: Path) -> None:
+    model = network()
+    content = nemo_config(model.config.encoder_config), nemo_weights(model)
+    hybrid = write_nemo(tmp_path / "hybrid.nemo", *as_hybrid(*content))
+    notes: list[str] = []
+    import_model(hybrid, tmp_path / "from-hybrid", notes.append)
+    check(hybrid, tmp_path / "from-hybrid", recordings)
+    import_model(write_nemo(tmp_path / "ctc.nemo", *content), tmp_path / "from-ctc", notes.append)
+    expected = weights_of(tmp_path / "from-ctc")
+    for name, value in weights_of(tmp_path / "from-hybrid").items():
+        assert torch.equal(value, expected[name]), name
+    assert len(notes) == 1 and "transducer" in notes[0]
+    assert notes[0] in (tmp_path / "from-hybrid" / "README.md").read_text()
 
 
 def test_a_checkpoint_in_bfloat16_stays_so_on_disk(recordings: list[Path], tmp_path: Path) -> None:

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import torch
-from parakeet import PIECES, nemo_config, nemo_weights, network, sentencepiece_model, write_folder, write_nemo
+from parakeet import (
+    PIECES,
+    as_hybrid,
+    nemo_config,
+    nemo_weights,
+    network,
+    sentencepiece_model,
+    write_folder,
+    write_nemo,
+)
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as HFTokenizer
 from tokenizers import models
@@ -252,6 +261,24 @@ def test_an_archive_that_is_no_such_checkpoint_is_refused(case: str, tiny: Any, 
         if value is None:
             del node[key]
     refused(write_nemo(tmp_path / "bad.nemo", config, nemo_weights(tiny) | tensors), message)
+
+
+BAD_HYBRIDS: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "tensor": ({}, {"vad.weight": torch.zeros(2)}, "unknown tensor vad.weight of shape (2,)"),
+    "head": (
+        {},
+        {"ctc_decoder.decoder_layers.0.bias": torch.zeros(3)},
+        "ctc_decoder.decoder_layers.0.bias has shape (3,), the config asks for (61,)",
+    ),
+    "no CTC decoder": ({"aux_ctc": None}, {}, "has no section 'aux_ctc'"),
+}
+
+
+@pytest.mark.parametrize("case", BAD_HYBRIDS)
+def test_a_hybrid_with_more_than_a_transducer_is_refused(case: str, tiny: Any, tmp_path: Path) -> None:
+    options, tensors, message = BAD_HYBRIDS[case]
+    config, weights = as_hybrid(nemo_config(tiny.config.encoder_config), nemo_weights(tiny))
+    refused(write_nemo(tmp_path / "bad.nemo", {**config, **options}, weights | tensors), message)
 
 
 def refused(archive: Path, message: str) -> None:

@@ -123,15 +123,18 @@ def trained_speakers(corpus: dict[str, str], lda_dim: int) -> Speaker:
     return Speaker("speaker", parse_config(values, "test"), [f"s{i}" for i in range(12)])
 
 
-def test_spectrum_of_speech_hears_neither_level_nor_quiet() -> None:
-    speech = torch.randn(50, 8) * 0.5
-    alone = speech_spectrum(speech)
-    quiet = torch.full((10, 8), -9.0)
-    torch.testing.assert_close(speech_spectrum(torch.cat([quiet, speech, quiet])), alone)
-    torch.testing.assert_close(speech_spectrum(speech + 2.5), alone)
-    mean = speech.mean(0)
-    torch.testing.assert_close(alone[:8], mean - mean.mean())
-    torch.testing.assert_close(alone[8:], (speech.var(0, correction=0) + 1e-6).sqrt())
+def test_spectrum_of_speech_hears_neither_level_nor_quiet_nor_padding() -> None:
+    speech = torch.randn(1, 50, 8) * 0.5
+    lengths = torch.tensor([50])
+    alone = speech_spectrum(speech, lengths)
+    quiet = torch.full((1, 10, 8), -9.0)
+    torch.testing.assert_close(speech_spectrum(torch.cat([quiet, speech, quiet], dim=1), lengths + 20), alone)
+    torch.testing.assert_close(speech_spectrum(speech + 2.5, lengths), alone)
+    padded = torch.cat([speech, torch.full((1, 9, 8), 7.0)], dim=1)
+    torch.testing.assert_close(speech_spectrum(padded, lengths), alone)
+    mean = speech[0].mean(0)
+    torch.testing.assert_close(alone[0, :8], mean - mean.mean())
+    torch.testing.assert_close(alone[0, 8:], (speech[0].var(0, correction=0) + 1e-6).sqrt())
 
 
 def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> None:

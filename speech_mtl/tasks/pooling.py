@@ -82,16 +82,19 @@ def statistics(x_BTC: Tensor, shares_BTC: Tensor) -> tuple[Tensor, Tensor]:
     return mean_BC, (variance_BC + 1e-6).sqrt()
 
 
-def speech_spectrum(mel_TF: Tensor) -> Tensor:
-    """Mean and deviation (2·F) of every mel bin, in nats, over the frames that are loud enough to be speech.
+def speech_spectrum(mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+    """Mean and deviation (B, 2·F) of every mel bin, in nats, over the frames that are loud enough to be speech.
 
     The mean is relative to its own mean over the bins, so that neither the level nor the quiet around speech counts.
     """
-    energy_T = mel_TF.mean(1)
-    loud = energy_T.sort(descending=True).values[int(LOUDEST * len(energy_T))]
-    speech_TF = mel_TF[energy_T >= loud - SPEECH_NATS]
-    mean_F = speech_TF.mean(0)
-    return torch.cat([mean_F - mean_F.mean(), (speech_TF.var(0, correction=0) + 1e-6).sqrt()])
+    mask_BT = frame_mask(lengths_B, mel_BTF.size(1))
+    energy_BT = mel_BTF.mean(2).masked_fill(~mask_BT, -1e9)
+    rank_B1 = (LOUDEST * lengths_B).long()[:, None]
+    loud_B1 = energy_BT.sort(dim=1, descending=True).values.gather(1, rank_B1)
+    speech_BT = (energy_BT >= loud_B1 - SPEECH_NATS) & mask_BT
+    shares_BT = speech_BT / speech_BT.sum(1, keepdim=True).clamp(min=1)
+    mean_BF, deviation_BF = statistics(mel_BTF, shares_BT[..., None])
+    return torch.cat([mean_BF - mean_BF.mean(1, keepdim=True), deviation_BF], dim=1)
 
 
 class PooledNorm(nn.BatchNorm1d):

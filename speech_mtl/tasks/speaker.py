@@ -83,13 +83,14 @@ class Speaker(Task):
         if self.training:
             trained_BE = self._trained(self.pooling(self.crop(frames) if self.crop_S else frames))
             return {"embedding": trained_BE, "cosine": self._cosine(trained_BE)}
-        mels = [frames.mel_BTF[i : i + 1, :length] for i, length in enumerate(frames.mel_lengths_B.tolist())]
-        return self._projected(self.pooling(frames), mels)
+        return self._projected(self.pooling(frames), self._spectrum(frames.mel_BTF, frames.mel_lengths_B))
 
     def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
         """The output for each span (first, last) of one utterance's encoder frames; see Pooling.over_spans."""
-        pooled_WP = self.pooling.over_spans(frames, spans, mel_ratio)
-        return self._projected(pooled_WP, [frames.mel_BTF[:, a * mel_ratio : b * mel_ratio] for a, b in spans])
+        mels = [frames.mel_BTF[:, first * mel_ratio : last * mel_ratio] for first, last in spans]
+        lengths = torch.tensor([mel_1TF.size(1) for mel_1TF in mels], device=frames.mel_BTF.device)
+        spectra = [self._spectrum(mel_1TF, lengths[i : i + 1]) for i, mel_1TF in enumerate(mels)]
+        return self._projected(self.pooling.over_spans(frames, spans, mel_ratio), torch.cat(spectra))
 
     def _trained(self, pooled_BP: Tensor) -> Tensor:
         return F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
@@ -97,12 +98,15 @@ class Speaker(Task):
     def _cosine(self, trained_BE: Tensor) -> Tensor:
         return trained_BE @ F.normalize(self.centres.float(), dim=1).T
 
-    def _projected(self, pooled_BP: Tensor, mels: list[Tensor]) -> dict[str, Tensor]:
-        """In use, with each row's mel frames (1, T, F): 'features' (B, P) are what the embedding is projected from."""
-        trained_BE = features_BP = self._trained(pooled_BP)
-        if self.spectrum and mels:
-            spectrum_BP = torch.stack([speech_spectrum(mel_1TF[0] * self.mel_scale_F) for mel_1TF in mels])
-            features_BP = torch.cat([trained_BE, SPECTRUM_SCALE * spectrum_BP], dim=1)
+    def _spectrum(self, mel_BTF: Tensor, mel_lengths_B: Tensor) -> Tensor:
+        if not self.spectrum:
+            return mel_BTF.new_zeros(len(mel_BTF), 0)
+        return SPECTRUM_SCALE * speech_spectrum(mel_BTF * self.mel_scale_F, mel_lengths_B)
+
+    def _projected(self, pooled_BP: Tensor, spectrum_BP: Tensor) -> dict[str, Tensor]:
+        """In use; 'features' (B, P) are what the embedding is projected from."""
+        trained_BE = self._trained(pooled_BP)
+        features_BP = torch.cat([trained_BE, spectrum_BP], dim=1)
         return {
             "embedding": self.project(features_BP), "features": features_BP, "cosine": self._cosine(trained_BE),
         }  # fmt: skip
