@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from speech_mtl.config import Config
 
-SPECTRUM_SCALE = 0.1
+SPECTRUM_SCALE = 0.2
 """Of the spectrum, in nats, beside embeddings of length 1: how far the analysis' shrinkage trusts each."""
 
 
