@@ -214,6 +214,7 @@ def evaluate_(
         bool, typer.Option("--conversations", help="Score who said what: cuts with an utterance a supervision.")
     ] = False,
     count: Count = None,
+    threshold: Cosine = None,
     device: Device = "cpu",
     beam: BeamWidth = None,
     lm: LmFile = None,
@@ -233,10 +234,10 @@ def evaluate_(
     if conversations:
         from speech_mtl.cli_conversations import evaluate as evaluate_conversations
 
-        evaluate_conversations(model, manifests, enroll, out, count, checked_device(device), decoding)
+        evaluate_conversations(model, manifests, enroll, out, count, threshold, checked_device(device), decoding)
         return
-    if count is not None:
-        raise typer.BadParameter("--speakers goes with --conversations")
+    if count is not None or threshold is not None:
+        raise typer.BadParameter("--speakers and --threshold go with --conversations")
     bad: list[str] = []
     texts: list[tuple[str, dict[str, str]]] = []
     with progress("loading the model"):

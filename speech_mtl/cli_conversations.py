@@ -21,6 +21,7 @@ def evaluate(
     enroll: list[str] | None,
     out: Path,
     count: int | None,
+    threshold: float | None,
     device: str,
     decoding: Decoding | None,
 ) -> None:
@@ -35,7 +36,7 @@ def evaluate(
         total = sum(1 for _ in read_cuts(manifests))
     done = 0
     with TemporaryDirectory() as folder, progress("conversations", total) as show:
-        recognizer = Recognizer.from_pretrained(model, device, Path(folder) / "speakers.db", decoding=decoding)
+        recognizer = Recognizer.from_pretrained(model, device, Path(folder) / "speakers.db", threshold, decoding)
 
         def on_row(row: dict[str, Any]) -> None:
             nonlocal done

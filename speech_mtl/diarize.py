@@ -4,8 +4,9 @@ A phrase is a run of words without a pause; a voice may change between phrases. 
 from the frames that recognition computed. Phrases are told apart by variational Bayes over a hidden Markov model, after
 VBx (Landini et al. 2022, arXiv 2012.14952): a voice is a Gaussian point in the discriminant space of the speaker head,
 whose prior is what the training voices were like; longer phrases count for more; voices that explain nothing vanish,
-which is what finds their number. It starts from scikit-learn's agglomerative clustering. An enrolled voice takes part
-as evidence that was heard before.
+which is what finds their number. It starts from scikit-learn's agglomerative clustering. Who is enrolled plays no part:
+as evidence heard before, enrolled voices drew phrases of others to them, most of all those that were not there; so the
+voices are found first and named afterwards.
 
 The constants were chosen on conversations of AN4's dev speakers and synthetic dev voices.
 """
@@ -27,23 +28,21 @@ PHRASE_S = 2.5
 MARGIN_S = 0.32
 """What is pooled on either side of a phrase: CTC writes its tokens inside their sounds, and the bundled model knows
 voices by the quiet around them, too."""
-LONGEST_S, POWER = 3.0, 0.6
-"""A phrase of d seconds counts min(d, 3)^0.6: neighbouring frames are no independent evidence."""
+LONGEST_S, POWER = 3.0, 0.5
+"""A phrase of d seconds counts min(d, 3)^0.5: neighbouring frames are no independent evidence."""
 SHORTEST_S = 0.6
 """Shorter phrases are assigned in the end, they do not found a voice."""
-START_COSINE, START_PHRASES = 0.5, 1000
+START_COSINE, START_PHRASES = 0.4, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
 WITHIN = 0.0045
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1."""
 CENTRED = 0.9
 """Share of the recording's mean that is taken off: what all its voices have in common is the microphone."""
-FIT, SPREAD = 0.45, 3.5
+FIT, SPREAD = 0.45, 5.0
 """VBx' F_A and F_B: how much the evidence and the prior of a voice count."""
 STAY_IN, STAY_AFTER = 0.98, 0.6
 """Probability that the voice stays the same in a phrase that was cut, and after a pause."""
 ROUNDS = 12
-ENROLLED_WEIGHT, ENROLLED_COSINE = 4.0, 0.5
-"""An enrolled voice counts as so much speech; clusters of the start this near to it, centred, are taken for it."""
 MOST_VOICES = 10
 
 
@@ -122,33 +121,26 @@ def _pairs(run: list[Word]) -> list[tuple[Word, Word]]:
     return list(zip(run, run[1:], strict=False))
 
 
-def find_voices(
-    phrases: Sequence[Phrase], population: Population, references_NE: np.ndarray, count: int | None = None
-) -> Voices:
-    """The phrases' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES.
-
-    `references_NE`: enrolled voices that may be among them, one normalised row each.
-    """
+def find_voices(phrases: Sequence[Phrase], population: Population, count: int | None = None) -> Voices:
+    """The phrases' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES."""
     embeddings_UE = np.stack([phrase.embedding for phrase in phrases]).astype(np.float64)  # type: ignore[misc]
     durations_U = np.array([phrase.end_s - phrase.start_s for phrase in phrases])
     weights_U = np.clip(durations_U, 0.05, LONGEST_S) ** POWER
     mean_E = np.average(embeddings_UE, axis=0, weights=weights_U)
     centre_E = CENTRED * mean_E + (1 - CENTRED) * population.mean
-    centred_UE, enrolled_NE = embeddings_UE - centre_E, references_NE.reshape(-1, len(centre_E)) - centre_E
-    start_U, anchors_KE = _start(centred_UE, durations_U, enrolled_NE, count)
+    centred_UE = embeddings_UE - centre_E
+    start_U = _start(centred_UE, durations_U, count)
     pauses_s = np.r_[0.0, [b.start_s - a.end_s for a, b in zip(phrases, phrases[1:], strict=False)]]
     stay_U = np.where(pauses_s > PAUSE_S, STAY_AFTER, STAY_IN)
     scale_E = np.sqrt(population.between) / WITHIN
     posterior_UK = _variational_bayes(
-        centred_UE * scale_E, weights_U, population.between / WITHIN, stay_U, start_U, anchors_KE * scale_E, count
+        centred_UE * scale_E, weights_U, population.between / WITHIN, stay_U, start_U, count
     )
     return _numbered(posterior_UK, embeddings_UE, weights_U, durations_U)
 
 
-def _start(
-    centred_UE: np.ndarray, durations_U: np.ndarray, enrolled_NE: np.ndarray, count: int | None
-) -> tuple[np.ndarray, np.ndarray]:
-    """Cluster numbers of the phrases, -1 for those that are too short, and per cluster an enrolled voice or zeros."""
+def _start(centred_UE: np.ndarray, durations_U: np.ndarray, count: int | None) -> np.ndarray:
+    """Cluster numbers of the phrases, -1 for those that are too short."""
     from sklearn.cluster import AgglomerativeClustering
 
     longest = np.argsort(-durations_U, kind="stable")[:START_PHRASES]
@@ -165,43 +157,26 @@ def _start(
         if count is not None and start_U.max() + 1 < count:
             clustering = AgglomerativeClustering(n_clusters=min(count, len(chosen)), metric="cosine", linkage="average")
             start_U[chosen] = clustering.fit_predict(centred_UE[chosen])
-    centres_KE = np.stack([centred_UE[start_U == k].mean(axis=0) for k in range(start_U.max() + 1)])
-    anchors = np.zeros_like(centres_KE)
-    if len(enrolled_NE):
-        scores_KN = normalized(centres_KE) @ normalized(enrolled_NE).T
-        nearest_K = scores_KN.argmax(axis=1)
-        claimed = np.where(scores_KN.max(axis=1) >= ENROLLED_COSINE, nearest_K, -1)
-        merged: dict[tuple[str, int], list[int]] = {}  # clusters of one enrolled voice are one
-        for k in range(len(centres_KE)):
-            key = ("enrolled", int(claimed[k])) if claimed[k] >= 0 else ("cluster", k)
-            merged.setdefault(key, []).append(k)
-        old, start_U = start_U, start_U.copy()
-        anchors = np.zeros((len(merged), centred_UE.shape[-1]))
-        for new, ((kind, number), members) in enumerate(merged.items()):
-            start_U[np.isin(old, members)] = new
-            if kind == "enrolled":
-                anchors[new] = enrolled_NE[number]
-    return start_U, anchors
+    return start_U
 
 
 def _variational_bayes(
     rho_UE: np.ndarray, weights_U: np.ndarray, ratio_E: np.ndarray, stay_U: np.ndarray, start_U: np.ndarray,
-    anchors_KE: np.ndarray, count: int | None,
+    count: int | None,
 ) -> np.ndarray:  # fmt: skip
     """Probability (U, K) of each voice for each phrase.
 
     `rho_UE` are the centred embeddings times sqrt(between) / within, `ratio_E` is between / within.
     """
-    K = len(anchors_KE)
+    K = int(start_U.max()) + 1
     posterior_UK = np.where(start_U[:, None] < 0, 1 / K, np.where(start_U[:, None] == np.arange(K), 1.0, 1e-3))
     posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
     prior_K = np.full(K, 1 / K)
     for number in range(ROUNDS):
         shares_UK = posterior_UK * weights_U[:, None]
-        is_anchored = anchors_KE.any(axis=1)
-        heard_K = shares_UK.sum(axis=0) + ENROLLED_WEIGHT * is_anchored
+        heard_K = shares_UK.sum(axis=0)
         variance_KE = 1 / (1 + FIT / SPREAD * heard_K[:, None] * ratio_E)
-        mean_KE = FIT / SPREAD * variance_KE * (shares_UK.T @ rho_UE + ENROLLED_WEIGHT * anchors_KE)
+        mean_KE = FIT / SPREAD * variance_KE * (shares_UK.T @ rho_UE)
         spread_K = (variance_KE + mean_KE**2) @ ratio_E
         log_likelihood_UK = FIT * weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
         posterior_UK, prior_K = forward_backward(log_likelihood_UK, prior_K, stay_U)
@@ -209,7 +184,7 @@ def _variational_bayes(
         most = count or MOST_VOICES
         if number >= ROUNDS // 2 and kept.sum() > most or kept.sum() < (count or 0):
             kept = np.argsort(np.argsort(-prior_K)) < most
-        posterior_UK, prior_K, anchors_KE = posterior_UK[:, kept] + 1e-12, prior_K[kept] + 1e-12, anchors_KE[kept]
+        posterior_UK, prior_K = posterior_UK[:, kept] + 1e-12, prior_K[kept] + 1e-12
         posterior_UK, prior_K = posterior_UK / posterior_UK.sum(axis=1, keepdims=True), prior_K / prior_K.sum()
     return posterior_UK
 

@@ -51,10 +51,10 @@ class Decoding:
     """Prefixes kept after a frame."""
     lm: str | None = None
     """ARPA file or KenLM binary."""
-    lm_weight: float = 0.3
+    lm_weight: float = 0.4
     word_score: float = 1.0
     """Of every word, where there is a language model: more than 0 makes up for the words it makes dearer."""
-    unknown_score: float = -2.0
+    unknown_score: float = -3.0
     """Of every word that the language model lacks, beside its probability of <unk>."""
     hot_words: tuple[str, ...] = ()
     """A phrase counts as its words."""

@@ -360,7 +360,7 @@ class Recognizer:
             return [self._segment([phrases[i] for i in turn], None, [], duration_s) for turn in turns], []
         task = self.model.task(self._tasks["speaker"])
         names, references = self._references()
-        found = find_voices(phrases, Population.of(task.voices_CE.cpu().numpy()), references, count)  # type: ignore[operator, union-attr]
+        found = find_voices(phrases, Population.of(task.voices_CE.cpu().numpy()), count)  # type: ignore[operator, union-attr]
         voices = self._voices(found, names, references)
         speakers = [voices[k] for k in found.of_phrase]
         segments = []
