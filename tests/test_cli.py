@@ -104,7 +104,7 @@ def test_package_names_are_the_functions_whichever_import_comes_first() -> None:
         (["enroll", "unknown 2", "a.wav"], "other than 'unknown'"),
         (["enroll", "--from", "x.json", "unknown 1"], "Missing argument"),
         (["enroll", "--from", "x.json", "unknown 1", "a", "b"], "a voice and its new name, 3 words given"),
-        (["evaluate", "x", "y", "--speakers", "2"], "--speakers goes with --conversations"),
+        (["evaluate", "x", "y", "--speakers", "2"], "--speakers and --threshold go with --conversations"),
         (["transcribe", "a.wav", "--speakers", "0"], "--speakers"),
         (["speakers", "rename", "a"], "Missing argument"),
         (["calibrate", "x", "--fa", "1"], "--fa 1; expected a share"),
@@ -174,7 +174,7 @@ def test_an_interruption_keeps_what_was_written(place: Path, model: Path, monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Recognizer, "transcribe_all", one_and_no_more)
-    monkeypatch.setattr(Recognizer, "transcribe", lambda self, file: Recognized(str(file), 1.0, self.threshold, []))
+    monkeypatch.setattr(Recognizer, "transcribe", lambda self, file: Recognized(str(file), 1.0, "", []))
     result = call("transcribe", place / "0.wav", place / "1.wav", "-m", model, "--out", place / "out")
     assert result.exit_code == 130 and result.stderr.endswith("error: interrupted\n")
     assert [path.name for path in (place / "out").iterdir()] == ["0.txt"]

@@ -36,7 +36,7 @@ def test_lm_reads_texts_and_manifests_and_serves_transcribe_and_evaluate(place: 
     result = call("transcribe", place / "0.wav", "-m", model, "-f", "json", *options)
     assert result.exit_code == 0, result.output
     notes = json.loads(result.stdout)["notes"]
-    assert [note.split(":")[0] for note in notes] == ["language model lm.arpa", "hot words"]
+    assert [note.split(":")[0] for note in notes[-2:]] == ["language model lm.arpa", "hot words"]
     assert all(f"0.wav: {note}" in result.stderr for note in notes)
     scored = call("evaluate", model, cuts, "--out", place / "eval", *options)
     assert scored.exit_code == 0, scored.output
@@ -49,7 +49,7 @@ def test_lm_reads_texts_and_manifests_and_serves_transcribe_and_evaluate(place: 
 
 def test_greedy_stays_the_default(place: Path, model: Path) -> None:
     result = call("transcribe", place / "0.wav", "-m", model, "-f", "json")
-    assert json.loads(result.stdout)["notes"] == []
+    assert not any("language model" in note or "hot words" in note for note in json.loads(result.stdout)["notes"])
     call("evaluate", model, make_corpus(place / "corpus", 1, seed=6), "--out", place / "eval")
     assert "decoding" not in json.loads((place / "eval" / "summary.json").read_text())["asr"]
 

@@ -93,7 +93,7 @@ NAMES = ["alice", "O'Neil & <Søn>", 'a "b", c', "山田 太郎", "-->", None]
 def test_every_format_holds_every_text_and_name(result: Result, tmp_path: Path, text: str, speaker: str | None) -> None:
     words = [Word(each, i + 0.2, i + 0.9, 0.5, speaker) for i, each in enumerate(text.split())]
     score = None if speaker is None else 0.75
-    segments = [Segment(0.2, len(words) - 0.1, text, words, speaker, score, speaker, {})] if words else []
+    segments = [Segment(0.2, len(words) - 0.1, text, words, speaker, score, speaker, {}, 0.5)] if words else []
     result = dataclasses.replace(result, segments=segments)
     assert json.loads(format_result(result, "json"))["text"] == text
     shown = f"[{speaker} 0.75 ≥ 0.5]  {text}" if speaker else text

@@ -127,7 +127,7 @@ def main(job):
         values["train"]["weighting"] = method
         trainer = Trainer(parse_config(values, "test"), Path("unused"))
         # plain gradient steps: Adam turns the rounding of a gradient that should be 0 into a whole step
-        trainer.optimizer = torch.optim.SGD(trainer.raw_model.parameters(), lr=0.0)
+        trainer.optimizer = torch.optim.SGD([{"params": trainer.raw_model.parameters(), "factor": 1.0}], lr=0.0)
         rank, processes = trainer.accelerator.process_index, trainer.accelerator.num_processes
         cuts = list(read_cuts(config.data.train))
         for step in range(3):
