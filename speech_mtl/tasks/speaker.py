@@ -5,9 +5,9 @@ training every speed factor has classes of its own.
 
 In use, embeddings pass a linear discriminant analysis of the training speakers' embeddings, as in Kaldi's x-vector
 recipes (Snyder et al. 2018): it drops what varies within a speaker. It reads the spectrum of the speech beside what was
-trained: phrases of unseen AN4 voices then have an EER of 4.8 % instead of 9.8 %. A training speaker is found as an
-enrolled one is, by the mean of their embeddings: on speechocean762 that names 99 % where the softmax's own classes name
-4 %.
+trained, which knows the training speakers too well: on phrases of unseen AN4 voices that halves the errors. A training
+speaker is found as an enrolled one is, by the mean of their embeddings: on speechocean762 that names 99 % where the
+softmax's own classes name 4 %.
 """
 
 from __future__ import annotations
