@@ -17,9 +17,9 @@ from torch import Tensor
 
 from speech_mtl.text import WORD_MARK
 
-LEAD_S = 0.13
+LEAD_S = 0.085
 """A word begins so long before the frame of its first token."""
-SPOKEN_SHARE, TAIL_S = 0.6, 0.08
+SPOKEN_SHARE, TAIL_S = 0.7, 0.12
 """A word ends this share of the way from its first token to the end of its last, and TAIL_S later, but no later than
 the next word begins. The three were chosen on the synthetic development voices (benchmarks/word_times.py); the plain
 end would be early in short words, late in long ones."""

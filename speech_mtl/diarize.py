@@ -30,7 +30,7 @@ MARGIN_S = 0.32
 voices by the quiet around them, too."""
 LONGEST_S, POWER = 3.0, 0.5
 """A phrase of d seconds counts min(d, 3)^0.5: neighbouring frames are no independent evidence."""
-SHORTEST_S = 0.6
+SHORTEST_S = 1.0
 """Shorter phrases are assigned in the end, they do not found a voice."""
 START_COSINE, START_PHRASES = 0.4, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""

@@ -30,7 +30,7 @@ from speech_mtl.speakers import UNKNOWN, Match, SpeakerDatabase, Utterance, defa
 from speech_mtl.tasks.asr import ASR
 
 PRETRAINED = Path(__file__).parent / "pretrained"
-TURN_PAUSE_S = 0.9
+TURN_PAUSE_S = 0.8
 """A longer pause between two words of one speaker begins another segment."""
 UNSURE = 0.6
 """Words whose mean confidence is below this may be no speech. The bundled model's words are at 0.3 to 0.5 on average in

@@ -28,7 +28,7 @@ def test_greedy_path_worked_by_hand() -> None:
     assert [(t.id, t.start, t.end) for t in tokens] == [(0, 1, 3), (0, 4, 5), (2, 5, 6), (1, 6, 8)]
     found = words(tokens, pieces, 0.1)
     assert words(tokens, pieces, 0.1, limit_s=0.7)[-1].end_s == 0.7
-    assert [(w.text, w.start_s, w.end_s) for w in found] == [("aa", 0.0, 0.42), ("b", 0.47, 0.8)]
+    assert [(w.text, w.start_s, w.end_s) for w in found] == [("aa", 0.015, 0.5), ("b", 0.515, 0.86)]
     assert all(abs(w.confidence - 0.9) < 1e-3 for w in found)
 
 
