@@ -25,9 +25,10 @@ KINDS = ("strangers named", "enrolled not named", "enrolled named wrongly")
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, default=PRETRAINED)
-    defaults = ["data/an4/dev.jsonl.gz", "data/speechocean762/unseen.jsonl.gz"]
+    held_out = [f"data/speechocean762/{name}.jsonl.gz" for name in ("dev_enroll", "dev_trial", "enroll", "trial")]
+    defaults = ["data/an4/dev.jsonl.gz", *held_out[:2]]
     parser.add_argument("--calibrate", nargs="+", default=defaults, metavar="SOURCE", help="manifests or folders")
-    fresh = ["data/an4/enroll.jsonl.gz", "data/an4/trial.jsonl.gz"]
+    fresh = ["data/an4/enroll.jsonl.gz", "data/an4/trial.jsonl.gz", *held_out[2:]]
     parser.add_argument("--fresh", nargs="+", default=fresh, metavar="SOURCE", help="of other speakers")
     parser.add_argument("--fa", type=float, default=0.01, help="wanted share of strangers who are given a name")
     parser.add_argument("--draws", type=int, default=100, help="how often half of the speakers are enrolled")

@@ -95,8 +95,9 @@ def test_speeds_are_classes_but_no_answers(corpus: dict[str, str]) -> None:
     task = model.task("speaker")
     assert list(task.index) == ["ann", "bob", "cid", "ann@0.9", "bob@0.9", "cid@0.9"]  # type: ignore[arg-type,attr-defined]
     nine = torch.tensor([9, 9])
-    output = task(Frames(torch.randn(2, 9, 80), nine, [torch.randn(2, 9, 32)] * 2, nine))
-    assert output["cosine"].shape == (2, 6) and task.predict(output)[0]["cosine"].shape == (3,)
+    frames = Frames(torch.randn(2, 9, 80), nine, [torch.randn(2, 9, 32)] * 2, nine)
+    assert task.train()(frames)["cosine"].shape == (2, 6)
+    assert task.predict(task.eval()(frames))[0]["cosine"].shape == (3,)
 
 
 def test_pooling_of_constant_frames() -> None:
@@ -124,17 +125,17 @@ def trained_speakers(corpus: dict[str, str], lda_dim: int) -> Speaker:
 
 
 def test_spectrum_of_speech_hears_neither_level_nor_quiet_nor_padding() -> None:
-    speech = torch.randn(1, 50, 8) * 0.5
+    speech, scale = torch.randn(1, 50, 8) * 0.2, torch.linspace(0.5, 2, 8)
     lengths = torch.tensor([50])
-    alone = speech_spectrum(speech, lengths)
+    alone = speech_spectrum(speech, lengths, scale)
     quiet = torch.full((1, 10, 8), -9.0)
-    torch.testing.assert_close(speech_spectrum(torch.cat([quiet, speech, quiet], dim=1), lengths + 20), alone)
-    torch.testing.assert_close(speech_spectrum(speech + 2.5, lengths), alone)
+    torch.testing.assert_close(speech_spectrum(torch.cat([quiet, speech, quiet], dim=1), lengths + 20, scale), alone)
+    torch.testing.assert_close(speech_spectrum(speech + 2.5 / scale, lengths, scale), alone, atol=1e-5, rtol=1e-4)
     padded = torch.cat([speech, torch.full((1, 9, 8), 7.0)], dim=1)
-    torch.testing.assert_close(speech_spectrum(padded, lengths), alone)
-    mean = speech[0].mean(0)
-    torch.testing.assert_close(alone[0, :8], mean - mean.mean())
-    torch.testing.assert_close(alone[0, 8:], (speech[0].var(0, correction=0) + 1e-6).sqrt())
+    torch.testing.assert_close(speech_spectrum(padded, lengths, scale), alone)
+    nats = speech[0] * scale
+    torch.testing.assert_close(alone[0, :8], nats.mean(0) - nats.mean())
+    torch.testing.assert_close(alone[0, 8:], nats.std(0, correction=0), atol=1e-4, rtol=1e-4)
 
 
 def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> None:

@@ -54,8 +54,8 @@ class Pooling(nn.Module):
         scores_BSC = self.attention(frames_BSC).float().masked_fill(~mask_BS1, -math.inf)
         pooled = [*statistics(frames_BSC, scores_BSC.softmax(dim=1))]
         if self.spectrum:
-            mask_BT1 = frame_mask(frames.mel_lengths_B, frames.mel_BTF.size(1))[..., None]
-            pooled += statistics(frames.mel_BTF, mask_BT1 / frames.mel_lengths_B.clamp(min=1)[:, None, None])
+            mask_B1T = frame_mask(frames.mel_lengths_B, frames.mel_BTF.size(1))[:, None]
+            pooled += bin_statistics(frames.mel_BTF, mask_B1T / frames.mel_lengths_B.clamp(min=1)[:, None, None])
         return self.norm(torch.cat(pooled, dim=1))
 
     def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> Tensor:
@@ -70,7 +70,7 @@ class Pooling(nn.Module):
             pooled = [*statistics(frames_1SC[:, first:last], scores_1SC[:, first:last].softmax(dim=1))]
             if self.spectrum:
                 mel_1TF = frames.mel_BTF[:, first * mel_ratio : last * mel_ratio]
-                pooled += statistics(mel_1TF, mel_1TF.new_full((1, 1, 1), 1 / mel_1TF.size(1)))
+                pooled += bin_statistics(mel_1TF, mel_1TF.new_full((1, 1, mel_1TF.size(1)), 1 / mel_1TF.size(1)))
             rows.append(torch.cat(pooled, dim=1))
         return self.norm(torch.cat(rows))
 
@@ -82,19 +82,27 @@ def statistics(x_BTC: Tensor, shares_BTC: Tensor) -> tuple[Tensor, Tensor]:
     return mean_BC, (variance_BC + 1e-6).sqrt()
 
 
-def speech_spectrum(mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+def bin_statistics(mel_BTF: Tensor, shares_B1T: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of mel bins (B, F), whose frames' shares are alike in all bins; as products, which are faster."""
+    mean_BF, square_BF = (shares_B1T @ mel_BTF)[:, 0], (shares_B1T @ mel_BTF.square())[:, 0]
+    return mean_BF, ((square_BF - mean_BF.square()).clamp(min=0) + 1e-6).sqrt()
+
+
+def speech_spectrum(mel_BTF: Tensor, lengths_B: Tensor, scale_F: Tensor) -> Tensor:
     """Mean and deviation (B, 2·F) of every mel bin, in nats, over the frames that are loud enough to be speech.
 
-    The mean is relative to its own mean over the bins, so that neither the level nor the quiet around speech counts.
+    The mean is relative to its own mean over the bins, so that neither the level nor the quiet around speech counts;
+    `scale_F` are the nats of mel's units.
     """
     mask_BT = frame_mask(lengths_B, mel_BTF.size(1))
-    energy_BT = mel_BTF.mean(2).masked_fill(~mask_BT, -1e9)
+    energy_BT = (mel_BTF @ (scale_F / len(scale_F))).masked_fill(~mask_BT, -1e9)
     rank_B1 = (LOUDEST * lengths_B).long()[:, None]
     loud_B1 = energy_BT.sort(dim=1, descending=True).values.gather(1, rank_B1)
-    speech_BT = (energy_BT >= loud_B1 - SPEECH_NATS) & mask_BT
-    shares_BT = speech_BT / speech_BT.sum(1, keepdim=True).clamp(min=1)
-    mean_BF, deviation_BF = statistics(mel_BTF, shares_BT[..., None])
-    return torch.cat([mean_BF - mean_BF.mean(1, keepdim=True), deviation_BF], dim=1)
+    speech_BT = ((energy_BT >= loud_B1 - SPEECH_NATS) & mask_BT).to(mel_BTF.dtype)
+    shares_B1T = (speech_BT / speech_BT.sum(1, keepdim=True).clamp(min=1))[:, None]
+    mean_BF, deviation_BF = bin_statistics(mel_BTF, shares_B1T)
+    mean_BF = mean_BF * scale_F
+    return torch.cat([mean_BF - mean_BF.mean(1, keepdim=True), deviation_BF * scale_F], dim=1)
 
 
 class PooledNorm(nn.BatchNorm1d):

@@ -1,7 +1,7 @@
 """Speaker identification: pooled frames -> embedding -> additive angular margin softmax (Deng et al. 2019, 1801.07698).
 
-Output 'embedding' (B, E) of length 1 and 'cosine' (B, classes). Speed perturbation changes who somebody is, so in
-training every speed factor has classes of its own.
+Output 'embedding' (B, E) of length 1, and in training 'cosine' (B, classes). Speed perturbation changes who somebody
+is, so in training every speed factor has classes of its own.
 
 In use, embeddings pass a linear discriminant analysis of the training speakers' embeddings, as in Kaldi's x-vector
 recipes (Snyder et al. 2018): it drops what varies within a speaker. It reads the spectrum of the speech beside what was
@@ -101,15 +101,13 @@ class Speaker(Task):
     def _spectrum(self, mel_BTF: Tensor, mel_lengths_B: Tensor) -> Tensor:
         if not self.spectrum:
             return mel_BTF.new_zeros(len(mel_BTF), 0)
-        return SPECTRUM_SCALE * speech_spectrum(mel_BTF * self.mel_scale_F, mel_lengths_B)
+        return SPECTRUM_SCALE * speech_spectrum(mel_BTF, mel_lengths_B, self.mel_scale_F)
 
     def _projected(self, pooled_BP: Tensor, spectrum_BP: Tensor) -> dict[str, Tensor]:
         """In use; 'features' (B, P) are what the embedding is projected from."""
         trained_BE = self._trained(pooled_BP)
         features_BP = torch.cat([trained_BE, spectrum_BP], dim=1)
-        return {
-            "embedding": self.project(features_BP), "features": features_BP, "cosine": self._cosine(trained_BE),
-        }  # fmt: skip
+        return {"embedding": self.project(features_BP), "features": features_BP, "trained": trained_BE}
 
     def project(self, features_BP: Tensor) -> Tensor:
         """Embeddings (B, E) of length 1."""
@@ -143,7 +141,9 @@ class Speaker(Task):
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         classes_B = targets["classes"][targets["mask"]]
-        logits = self.scale * add_margin(output["cosine"], classes_B, self.margin)
+        # in use nobody asks for the classes, and there may be thousands
+        cosine_BC = output["cosine"] if "cosine" in output else self._cosine(output["trained"])
+        logits = self.scale * add_margin(cosine_BC, classes_B, self.margin)
         return F.cross_entropy(logits, classes_B, reduction="sum")
 
     def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
