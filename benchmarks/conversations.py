@@ -28,7 +28,8 @@ from speech_mtl.calibration import Calibration
 from speech_mtl.cli_conversations import table
 from speech_mtl.conversations import evaluate_conversations
 from speech_mtl.metrics import error_rates, word_errors
-from speech_mtl.recognizer import PRETRAINED, Recognizer, Result
+from speech_mtl.recognizer import PRETRAINED, Recognizer
+from speech_mtl.results import Result
 from speech_mtl.windows import stretches
 
 ROUNDS = 5

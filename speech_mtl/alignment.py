@@ -21,7 +21,8 @@ from speech_mtl import decode
 from speech_mtl.audio import Audio, Level, open_sound, watched
 from speech_mtl.language import DecodingError
 from speech_mtl.model import SpeechModel
-from speech_mtl.recognizer import Recognizer, Result, Segment, Word, asr_of
+from speech_mtl.recognizer import Recognizer, asr_of
+from speech_mtl.results import Result, Segment, Word
 from speech_mtl.tasks.asr import ASR
 from speech_mtl.text import Tokenizer, normalize
 from speech_mtl.windows import cores

@@ -39,7 +39,8 @@ from speech_mtl.cli_options import (
 from speech_mtl.terminal import bad_ones_last, fail, guarded, note, progress
 
 if TYPE_CHECKING:
-    from speech_mtl.recognizer import Recognizer, Result, Segment
+    from speech_mtl.recognizer import Recognizer
+    from speech_mtl.results import Result, Segment
 
 # rich's boxes around the help would cost a third of the start
 app = typer.Typer(

@@ -23,7 +23,8 @@ from lhotse.cut import Cut
 from speech_mtl.data import DataError, read_cuts
 from speech_mtl.formats import format_result
 from speech_mtl.metrics import error_rates, word_errors
-from speech_mtl.recognizer import Recognizer, Result
+from speech_mtl.recognizer import Recognizer
+from speech_mtl.results import Result
 from speech_mtl.speakers import UNKNOWN, is_unknown
 from speech_mtl.tasks import label_of
 from speech_mtl.text import normalize

@@ -16,8 +16,9 @@ from rich.console import Console
 from rich.table import Table
 
 from speech_mtl.metrics import error_rates, word_errors
-from speech_mtl.recognizer import Recognizer, Result, Segment, Word
+from speech_mtl.recognizer import Recognizer
 from speech_mtl.report.demo import write_demo_page
+from speech_mtl.results import Result, Segment, Word
 from speech_mtl.speakers import is_right
 
 DATA = Path(__file__).parent / "demo_data"

@@ -15,7 +15,7 @@ from textwrap import wrap
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from speech_mtl.recognizer import Result, Segment, Word
+    from speech_mtl.results import Result, Segment, Word
 
 CUE_MAX_S = 7.0
 CUE_LINES, CUE_LINE = 2, 42

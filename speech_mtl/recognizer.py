@@ -11,7 +11,7 @@ The encoder runs once over windows of the recording (windows.py); words are deco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from speech_mtl.enrolment import Heard, check_names, check_recording, listen
 from speech_mtl.language import Decoder, Decoding
 from speech_mtl.listening import Hearing, hear_all
 from speech_mtl.model import SpeechModel
+from speech_mtl.results import Identification, Label, Result, Segment, Verification, Voice, Word
 from speech_mtl.speakers import UNKNOWN, Match, SpeakerDatabase, Utterance, default_path, identify, normalized
 from speech_mtl.tasks.asr import ASR
 
@@ -36,112 +37,6 @@ UNSURE = 0.6
 """Words whose mean confidence is below this may be no speech. The bundled model's words are at 0.3 to 0.5 on average in
 ESC-10's noises and above 0.8 in AN4's test recordings, but at 0.3 to 0.5 in accents and words that it was not taught,
 too."""
-
-
-@dataclass(frozen=True)
-class Word:
-    """Times in seconds from the start of the recording; `confidence` 0 to 1."""
-
-    text: str
-    start_s: float
-    end_s: float
-    confidence: float
-    speaker: str | None
-    speaker_probability: float | None = None
-    """That this voice said it, given the recording's voices; None where the model has no speaker task."""
-
-
-@dataclass(frozen=True)
-class Label:
-    """A classify task's answer."""
-
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """A stretch of a recording, in seconds from its start."""
-
-    start_s: float
-    end_s: float
-    text: str
-    words: list[Word]
-    speaker: str | None
-    """A name, 'unknown 1', 'unknown 2', ..., or None where the model has no speaker task."""
-    score: float | None
-    """Cosine of the speaker's voice, from all of the recording, with the nearest enrolled one; None where there is none
-    to compare with."""
-    best_name: str | None
-    """The nearest enrolled speaker, also where the score is below the threshold."""
-    labels: dict[str, Label]
-    """The classify tasks' answers by task name."""
-    threshold: float | None = None
-    """From which on the score gives the voice its name; it depends on how long the voice was heard."""
-    probability: float | None = None
-    """That the voice is best_name's, if it is as likely as not to be enrolled; None where that is not calibrated."""
-
-
-@dataclass(frozen=True)
-class Voice:
-    """One of a recording's voices, by the name its segments carry."""
-
-    speaker: str
-    speech_s: float
-    score: float | None
-    best_name: str | None
-    embedding: list[float]
-    """Of length 1; with it `speech-mtl enroll --from` gives a voice its name."""
-    threshold: float | None = None
-    probability: float | None = None
-    """As a segment has them."""
-
-
-@dataclass(frozen=True)
-class Result:
-    audio: str
-    duration_s: float
-    calibration: str
-    """Where the thresholds come from."""
-    segments: list[Segment]
-    notes: list[str] = field(default_factory=list)
-    """What a person should know: clipped, silent, no words."""
-    speakers: list[Voice] = field(default_factory=list)
-    fingerprint: str = ""
-    """The model's; embeddings of two models do not compare."""
-    damage: str = ""
-    """Why the recording could not be read to its end, and where it breaks off; what comes before is in this result."""
-
-    @property
-    def text(self) -> str:
-        return " ".join(segment.text for segment in self.segments if segment.text)
-
-
-@dataclass(frozen=True)
-class Identification:
-    """Whose voice a recording holds; see `speakers.Match`."""
-
-    audio: str
-    speaker: str
-    score: float | None
-    probability: float | None
-    """That it is best_name's; see `Calibration.probability`."""
-    threshold: float
-    best_name: str | None
-    speech_s: float
-    notes: list[str]
-
-
-@dataclass(frozen=True)
-class Verification:
-    """Whether two recordings hold one voice."""
-
-    same: bool
-    score: float
-    probability: float | None
-    threshold: float
-    speech_s: float
-    """Of the recording that has less of it."""
 
 
 class Recognizer:

@@ -22,7 +22,7 @@ from speech_mtl import __version__
 from speech_mtl.cli import app
 from speech_mtl.data import read_cuts
 from speech_mtl.recognizer import Recognizer
-from speech_mtl.recognizer import Result as Recognized
+from speech_mtl.results import Result as Recognized
 
 COMMANDS = [
     "prepare", "inspect", "train", "import", "export", "evaluate", "transcribe", "align", "identify", "verify",

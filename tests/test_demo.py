@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from speech_mtl.demo import DATA, compare, run
-from speech_mtl.recognizer import Recognizer, Result, Segment, Word
+from speech_mtl.recognizer import Recognizer
+from speech_mtl.results import Result, Segment, Word
 
 
 def segment(start_s: float, end_s: float, speaker: str, text: str) -> Segment:

@@ -21,7 +21,8 @@ from speech_mtl.cli import app
 from speech_mtl.config import parse_config
 from speech_mtl.engine import GRAPH, EngineError, OnnxModel, open_session
 from speech_mtl.export import export_model
-from speech_mtl.recognizer import Recognizer, Result
+from speech_mtl.recognizer import Recognizer
+from speech_mtl.results import Result
 from speech_mtl.tasks import Frames
 
 pytest.importorskip("onnxscript", reason="the onnx extra is not installed")

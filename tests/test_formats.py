@@ -17,7 +17,7 @@ from praatio import textgrid
 
 from speech_mtl.audio import AudioError
 from speech_mtl.formats import format_result
-from speech_mtl.recognizer import Result, Segment, Word
+from speech_mtl.results import Result, Segment, Word
 
 
 @pytest.fixture

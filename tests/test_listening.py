@@ -15,7 +15,8 @@ from test_recognizer import count_encoder_runs, save_tiny, speech
 
 from speech_mtl import listening
 from speech_mtl.audio import Audio, AudioError, Sound
-from speech_mtl.recognizer import Recognizer, Result, Segment
+from speech_mtl.recognizer import Recognizer
+from speech_mtl.results import Result, Segment
 
 DURATIONS_S = [1.0, 0.4, 7.0, 2.2, 41.0, 0.1, 1.0, 3.3, 12.0, 0.7]
 

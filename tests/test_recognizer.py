@@ -20,7 +20,8 @@ from speech_mtl.config import parse_config
 from speech_mtl.data import read_cuts
 from speech_mtl.evaluate import evaluate_rows
 from speech_mtl.formats import FORMATS, format_result, who
-from speech_mtl.recognizer import Label, Recognizer, Result, Segment, Word
+from speech_mtl.recognizer import Recognizer
+from speech_mtl.results import Label, Result, Segment, Word
 from speech_mtl.speakers import SpeakerDatabaseError
 
 
