@@ -39,6 +39,9 @@ CUTS = 8
 LEAST_SPEECH = 0.7
 """Share of a piece that is speech: words of a phrase follow one another closely."""
 ONE_VOICE_MISSED = 0.01
+PAIRS = 30
+"""Of speakers, on which a counted threshold must rest: within 30 % of the truth with a probability of 90 % (Doddington
+et al. 2000, the rule of 30)."""
 ROUNDS = 500
 """Of the bootstrap over speakers."""
 
@@ -283,12 +286,44 @@ def accepted_share(trials: Trials, threshold: float, enrolled: int) -> float:
 
 
 def threshold_at(trials: Trials, rate: float, enrolled: int) -> float:
-    """The lowest threshold at which at most this share of strangers is accepted by one of so many voices."""
+    """The threshold at which this share of strangers is accepted by one of so many voices.
+
+    Counted on the trials where that rests on PAIRS pairs of speakers. The few closest pairs of a dozen speakers say
+    little of others, who are accepted twice as often as was asked for; there the inverse hyperbolic tangent of the
+    strangers' best scores is taken for normally distributed, and the threshold is that of a new speaker's score (a
+    prediction interval: Student's t, a speaker counting as two draws, on either side of a comparison).
+    """
     low, high = -1.0, 1.0
     for _ in range(24):
         middle = (low + high) / 2
         low, high = (low, middle) if accepted_share(trials, middle, enrolled) <= rate else (middle, high)
-    return high
+    pairs = accepted_pairs(trials, high)
+    return high if pairs >= PAIRS else predicted_threshold(trials, rate, enrolled)
+
+
+def accepted_pairs(trials: Trials, threshold: float) -> int:
+    """The pairs of a stranger and an enrolled voice that score so high in some trial."""
+    pieces, voices = np.nonzero((trials.scores_PM >= threshold) & ~trials.is_own_PM)
+    return len(set(zip(trials.speaker_P[pieces].tolist(), voices.tolist(), strict=True)))
+
+
+def predicted_threshold(trials: Trials, rate: float, enrolled: int) -> float:
+    """See `threshold_at`."""
+    from scipy.special import comb
+    from scipy.stats import t as students_t
+
+    is_other_PM = ~trials.is_own_PM
+    others_P = is_other_PM.sum(axis=1)
+    scores_PM = -np.sort(-np.where(is_other_PM, trials.scores_PM, -np.inf), axis=1)
+    # how often the j-th highest of n scores is the highest of `enrolled` that are drawn
+    after_PM = others_P[:, None] - 1 - np.arange(scores_PM.shape[1])
+    shares_PM = comb(np.maximum(after_PM, 0), enrolled - 1) * (after_PM >= 0) / comb(others_P, enrolled)[:, None]
+    weights_PM = _weights(trials)[:, None] * shares_PM
+    values_PM = np.arctanh(np.clip(np.where(after_PM >= 0, scores_PM, 0), -1 + 1e-6, 1 - 1e-6))
+    mean = np.average(values_PM, weights=weights_PM)
+    deviation = np.sqrt(np.average((values_PM - mean) ** 2, weights=weights_PM))
+    S = len(np.unique(trials.speaker_P))
+    return float(np.tanh(mean + students_t.ppf(1 - rate, 2 * S) * np.sqrt(1 + 1 / S) * deviation))
 
 
 def fit_logistic(trials: Trials) -> tuple[float, float, float] | None:
@@ -325,10 +360,9 @@ def cllr(trials: Trials, calibration: Calibration) -> float:
 def _report(trials: Trials, low_s: float, high_s: float, threshold: float) -> BandReport:
     is_own, accepted = trials.is_own_PM, trials.scores_PM >= threshold
     false = accepted & ~is_own
-    pieces, voices = np.nonzero(false)
     return BandReport(
         low_s, high_s, threshold, int(is_own.sum()), int((~is_own).sum()), int(false.sum()),
-        len(set(zip(trials.speaker_P[pieces].tolist(), voices.tolist(), strict=True))),
+        accepted_pairs(trials, threshold),
         rate_with_interval(trials, false, ~is_own), rate_with_interval(trials, ~accepted & is_own, is_own),
     )  # fmt: skip
 
@@ -359,10 +393,10 @@ def remarks(report: BandReport, rate: float) -> str | None:
     """What a person should know of a band's threshold: on how little it rests."""
     if rate * report.others < 3:  # Hanley & Lippman-Hand 1983, the rule of three
         return f"a rate of {100 * rate:g} % cannot be told from {report.others} trials; it takes {3 / rate:.0f} or more"
-    if report.accepted_pairs < 30:  # Doddington et al. 2000, the rule of 30: within 30 % with a probability of 90 %
+    if report.accepted_pairs < PAIRS:
         return (
-            f"rests on {report.false_acceptances} false acceptances among {report.accepted_pairs} pairs of speakers; "
-            "30 pairs or more would make it sure to a third"
+            f"only {report.accepted_pairs} pairs of speakers score so high, too few to count: the threshold follows "
+            f"from a distribution of all scores; {PAIRS} pairs or more would make it sure to a third"
         )
     return None
 

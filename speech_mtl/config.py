@@ -73,8 +73,9 @@ class EncoderConfig(Section):
     dropout: float = Field(0.1, ge=0, lt=1)
     """On the residual branches of every block."""
     reach_s: float = Field(3.0, ge=0)
-    """In use, not in training: attention sees this many seconds to either side, so that a long recording meets what the
-    utterances of training were like, and gives the same in windows as in one piece; 0: everything."""
+    """In use, and in training in the company of others (augment.company_prob): attention sees this many seconds to
+    either side, so that a long recording meets what the utterances of training were like, and gives the same in windows
+    as in one piece; 0: everything."""
 
     @model_validator(mode="after")
     def _shapes(self) -> EncoderConfig:
@@ -131,7 +132,7 @@ class TaskConfig(Section):
     """speaker: additive angular margin in radians."""
     scale: float = Field(30.0, gt=0)
     """speaker: scale of the cosine logits."""
-    lda_dim: int = Field(64, ge=0)
+    lda_dim: int = Field(48, ge=0)
     """speaker: dimensions of the discriminant projection of embeddings, where more speakers than that are trained on;
     0: none."""
     dropout: float = Field(0.1, ge=0, lt=1)
@@ -199,8 +200,12 @@ class AugmentConfig(Section):
     concat_prob: float = Field(0.0, ge=0, le=1)
     """Share of the training utterances that are strung together with others of the same speaker."""
     concat_max_s: float = Field(8.0, gt=0)
+    company_prob: float = Field(0.0, ge=0, le=1)
+    """Share of the training batches whose utterances follow one another in one recording, as turns of a conversation
+    do: the encoder hears them in a drawn order, as far as `encoder.reach_s`, and every task learns from its own
+    utterance's frames. Without it a voice is known when it is heard alone, and less so after another's."""
     start_epoch: int = Field(0, ge=0)
-    """Speed, noise and masks are switched on from this epoch: CTC leaves its blank plateau sooner without them."""
+    """Speed, noise, masks and company are switched on from this epoch: CTC leaves its blank plateau sooner without."""
 
 
 class TrainConfig(Section):
@@ -334,7 +339,7 @@ class Config(Section):
 
     def _changes_of_sound(self) -> dict[str, Any]:
         """The settings by which training hears an utterance otherwise than it was recorded."""
-        keys = ("gain_db", "noise", "time_masks", "freq_masks", "concat_prob")
+        keys = ("gain_db", "noise", "time_masks", "freq_masks", "concat_prob", "company_prob")
         values = {f"augment.{key}": getattr(self.augment, key) for key in keys}
         values["augment.speeds"] = self.augment.speeds if self.augment.speeds != [1] else None
         values["data.match_lengths"] = self.data.match_lengths

@@ -22,7 +22,7 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
-from lhotse import CutSet
+from lhotse import CutSet, SupervisionSegment
 from lhotse.cut import Cut, MixedCut
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 from lhotse.dataset.sampling.base import CutSampler
@@ -255,10 +255,21 @@ class SpeechDataset(Dataset):
 
 def _with_speed(cut: Cut, factor: float) -> Cut:
     """The labels of a cut under the speaker's name at that speed."""
-    supervisions = [
-        fastcopy(s, speaker=None if s.speaker is None else speed_label(s.speaker, factor)) for s in cut.supervisions
-    ]
+    supervisions = [_at_speed(supervision, factor) for supervision in cut.supervisions]
     return fastcopy(cut.tracks[0].cut if isinstance(cut, MixedCut) else cut, id=cut.id, supervisions=supervisions)
+
+
+def at_all_speeds(cuts: Iterable[Cut], factors: Iterable[float]) -> Iterator[Cut]:
+    """The cuts as they are, and at every other speed, where the speaker is another one."""
+    for cut in cuts:
+        yield cut
+        for factor in sorted(set(factors) - {1.0}):
+            yield cut.perturb_speed(factor).map_supervisions(partial(_at_speed, factor=factor))
+
+
+def _at_speed(supervision: SupervisionSegment, factor: float) -> SupervisionSegment:
+    speaker = None if supervision.speaker is None else speed_label(supervision.speaker, factor)
+    return fastcopy(supervision, speaker=speaker)
 
 
 def _source(cut: Cut) -> str:

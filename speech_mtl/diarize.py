@@ -8,7 +8,7 @@ which is what finds their number. It starts from scikit-learn's agglomerative cl
 as evidence heard before, enrolled voices drew phrases of others to them, most of all those that were not there; so the
 voices are found first and named afterwards.
 
-The constants were chosen on conversations of AN4's dev speakers and synthetic dev voices.
+The constants were chosen on conversations of AN4's and speechocean762's dev speakers and synthetic dev voices.
 """
 
 from __future__ import annotations
@@ -26,19 +26,18 @@ PAUSE_S = 0.16
 PHRASE_S = 2.5
 """A longer phrase is cut at its longest pause, whatever that is."""
 MARGIN_S = 0.32
-"""What is pooled on either side of a phrase: CTC writes its tokens inside their sounds, and the bundled model knows
-voices by the quiet around them, too."""
-LONGEST_S, POWER = 3.0, 0.5
-"""A phrase of d seconds counts min(d, 3)^0.5: neighbouring frames are no independent evidence."""
-SHORTEST_S = 1.0
+"""What is pooled on either side of a phrase: CTC writes its tokens inside their sounds."""
+LONGEST_S, POWER = 3.0, 0.6
+"""A phrase of d seconds counts min(d, 3)^0.6: neighbouring frames are no independent evidence."""
+SHORTEST_S = 0.8
 """Shorter phrases are assigned in the end, they do not found a voice."""
 START_COSINE, START_PHRASES = 0.4, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
-WITHIN = 0.0045
+WITHIN = 0.0034
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1."""
-CENTRED = 0.9
+CENTRED = 0.7
 """Share of the recording's mean that is taken off: what all its voices have in common is the microphone."""
-FIT, SPREAD = 0.45, 5.0
+FIT, SPREAD = 0.31, 5.3
 """VBx' F_A and F_B: how much the evidence and the prior of a voice count."""
 STAY_IN, STAY_AFTER = 0.98, 0.6
 """Probability that the voice stays the same in a phrase that was cut, and after a pause."""

@@ -56,7 +56,7 @@ class OnnxModel(SpeechModel):
         """For each task, which of the graph's frames its head reads."""
         self.outputs = [name for name in ("mel", "mel_lengths") if name in given] + ["lengths", *wanted]
 
-    def trunk(self, audio_BN: Tensor, samples_B: Tensor, mask_features: bool = False) -> Frames:
+    def trunk(self, audio_BN: Tensor, samples_B: Tensor, augment: bool = False) -> Frames:
         if self.inputs[:2] == INPUTS["mel"]:
             return super().trunk(audio_BN, samples_B)
         mel_BTF, mel_lengths_B, lengths_B, *blocks = self._run(audio_BN, samples_B)

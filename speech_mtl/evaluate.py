@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from speech_mtl import metrics
 from speech_mtl.checkpoint import CheckpointError
-from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts
+from speech_mtl.data import Batch, DataError, at_all_speeds, batches, describe_cut, read_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import ASR
@@ -86,12 +86,13 @@ def enroll_references(model: SpeechModel, cuts: CutSet, source: Source = recordi
     return References(names, F.normalize(torch.stack([torch.stack(by_speaker[n]).mean(0) for n in names]), dim=1))
 
 
-def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000, source: Source = recordings) -> None:
+def fit_speakers(
+    model: SpeechModel, corpora: Sequence[CutSet], utterances: int = 3000, source: Source = recordings
+) -> None:
     """Refit the speaker task's projection and voices on the first training utterances of every speaker.
 
-    Where the head is trained on stretches, two stretches of every utterance take part beside the whole; and, where they
-    are recordings, the utterances once more in the company of others, as in a conversation: a frame knows of its
-    neighbours, and what it has from them is dropped with all else that varies within a speaker.
+    They are heard at every speed of the training, at most `utterances` of them at each. Where the head is trained on
+    stretches, two stretches of every utterance take part beside the whole.
     """
     for name, task in model.tasks.items():
         if not isinstance(task, Speaker):
@@ -99,38 +100,25 @@ def fit_speakers(model: SpeechModel, cuts: CutSet, utterances: int = 3000, sourc
         task.mel_scale_F.copy_(model.features.scale_F)
         per_speaker = min(max(2, utterances // len(task.speakers)), 50)
         taken: Counter[str] = Counter()
-        chosen, features, speakers = [], [], []
-        for cut in cuts:
-            speaker = label_of(cut, "speaker")
-            if speaker in task.index and taken[speaker] < per_speaker:
-                taken[speaker] += 1
-                chosen.append(cut)
+        features, speakers, numbers = [], [], []
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(0)
-            for batch in source(model, CutSet.from_cuts(chosen)):
-                if not batch.cuts:
-                    continue
-                heard = model.up_to_head(name, trunk_frames(model, batch))
-                views = [heard, task.crop(heard), task.crop(heard)] if task.crop_S else [heard]
-                found = [task(frames)["features"] for frames in views]
-                if task.crop_S and batch.frames is None:
-                    found.append(_in_company(model, name, task, batch))
-                features += [features_BP.cpu() for features_BP in found]
-                speakers += len(found) * [label_of(cut, "speaker") or "" for cut in batch.cuts]
-            task.fit(torch.cat(features), speakers)
-
-
-def _in_company(model: SpeechModel, name: str, task: Speaker, batch: Batch) -> Tensor:
-    """The speaker task's features (B, P) of utterances that follow each other in one recording."""
-    samples = [n // model.frame_samples * model.frame_samples for n in batch.samples_B.tolist()]
-    audio_1N = torch.cat([row[:n] for row, n in zip(batch.audio_BN, samples, strict=True)])[None]
-    device = next(model.parameters()).device
-    with model.limited_attention():
-        shared = model.trunk(audio_1N.to(device), torch.tensor([audio_1N.size(1)], device=device))
-        frames = model.up_to_head(name, shared)
-    ends = np.cumsum(samples) // model.frame_samples
-    spans = list(zip([0, *ends[:-1].tolist()], ends.tolist(), strict=True))
-    return task.over_spans(frames, spans, task.mel_ratio)["features"]
+            for number, cuts in enumerate(corpora):
+                chosen = []
+                for cut in cuts:
+                    speaker = label_of(cut, "speaker")
+                    if speaker in task.index and taken[speaker] < per_speaker:
+                        taken[speaker] += 1
+                        chosen.append(cut)
+                for batch in source(model, CutSet.from_cuts(at_all_speeds(chosen, model.config.augment.speeds))):
+                    if not batch.cuts:
+                        continue
+                    heard = model.up_to_head(name, trunk_frames(model, batch))
+                    views = [heard, task.crop(heard), task.crop(heard)] if task.crop_S else [heard]
+                    features += [task(frames)["features"].cpu() for frames in views]
+                    speakers += len(views) * [label_of(cut, "speaker") or "" for cut in batch.cuts]
+                    numbers += len(views) * len(batch.cuts) * [number]
+            task.fit(torch.cat(features), speakers, numbers)
 
 
 def speaker_task(model: SpeechModel) -> str:

@@ -28,13 +28,17 @@ Labels = dict[str, dict[str, str]]
 """Cut id -> label name -> value."""
 
 
-def read_training(config: Config, *, once: bool = False) -> CutSet:
+def read_training(config: Config) -> CutSet:
     """The manifests of data.train one after another, with the labels that training sees (data.permute), lazily.
 
-    With `once` a manifest that is listed several times is read once. Raises DataError.
+    Raises DataError.
     """
-    parts = _parts(config)
-    return CutSet(Chain(list({part.path: part for part in parts}.values()) if once else parts))
+    return CutSet(Chain(_parts(config)))
+
+
+def training_corpora(config: Config) -> list[CutSet]:
+    """The manifests of data.train, each once, with the same labels. Raises DataError."""
+    return [CutSet(part) for part in {part.path: part for part in _parts(config)}.values()]
 
 
 def training_cuts(config: Config, epoch: int) -> CutSet:

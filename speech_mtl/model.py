@@ -11,13 +11,14 @@ from contextlib import contextmanager
 from typing import Any
 from zlib import crc32
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from speech_mtl.config import Config
 from speech_mtl.encoder import Conformer, Linear
 from speech_mtl.features import LogMel, SpecAugment
-from speech_mtl.tasks import Frames, Task, build_tasks
+from speech_mtl.tasks import Frames, Task, build_tasks, stretch
 from speech_mtl.text import Tokenizer
 
 
@@ -124,11 +125,17 @@ class SpeechModel(nn.Module):
         """Encoder frames for utterances of so many samples."""
         return self.encoder.lengths(self.features.lengths(samples_B))
 
-    def trunk(self, audio_BN: Tensor, samples_B: Tensor, mask_features: bool = False) -> Frames:
-        """Features, with SpecAugment where `mask_features`, and the shared blocks (none where nothing is shared)."""
+    def trunk(self, audio_BN: Tensor, samples_B: Tensor, augment: bool = False) -> Frames:
+        """Features and the shared blocks (none where nothing is shared).
+
+        With `augment` features are masked, and a share augment.company_prob of batches is heard `in_company`.
+        """
         mel_BTF, mel_lengths_B = self.features(audio_BN, samples_B)
-        if mask_features:
+        if augment:
             mel_BTF = self.spec_augment(mel_BTF)
+            share = self.config.augment.company_prob
+            if share and torch.rand(()).item() < share:
+                return self.in_company(mel_BTF, mel_lengths_B)
         return self.shared(mel_BTF, mel_lengths_B)
 
     def shared(self, mel_BTF: Tensor, mel_lengths_B: Tensor) -> Frames:
@@ -136,6 +143,27 @@ class SpeechModel(nn.Module):
         if not self.encoder.blocks:
             return Frames(mel_BTF, mel_lengths_B, [], self.encoder.lengths(mel_lengths_B))
         return Frames(mel_BTF, mel_lengths_B, *self.encoder(mel_BTF, mel_lengths_B))
+
+    def in_company(self, mel_BTF: Tensor, mel_lengths_B: Tensor) -> Frames:
+        """`shared` of utterances that follow one another in one recording, in a drawn order, each with its own frames.
+
+        Attention is limited as in a long recording. Tasks' own blocks, if any, still run on each utterance by itself.
+        """
+        lengths_B, ratio = self.encoder.lengths(mel_lengths_B), self.config.encoder.subsampling
+        order = torch.randperm(len(lengths_B)).tolist()
+        sizes = lengths_B.tolist()
+        # an utterance's last frame is heard again until its last encoder frame is full
+        turns = [
+            mel_BTF[row].index_select(0, torch.arange(sizes[row] * ratio, device=mel_BTF.device).clamp(max=last))
+            for row, last in zip(order, (mel_lengths_B - 1)[order].tolist(), strict=True)
+        ]
+        mel_1TF = torch.cat(turns)[None]
+        with self.limited_attention():
+            recording = self.shared(mel_1TF, torch.tensor([mel_1TF.size(1)], device=mel_BTF.device))
+        ends = dict(zip(order, np.cumsum([sizes[row] for row in order]).tolist(), strict=True))
+        last_B = torch.tensor([ends[row] for row in range(len(sizes))], device=mel_BTF.device)
+        blocks = [stretch(block, last_B - lengths_B, lengths_B) for block in recording.blocks]
+        return Frames(mel_BTF, mel_lengths_B, blocks, lengths_B)
 
     def head(self, name: str, shared: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         """A task's own blocks and its head, for the rows where rows_B is True (the labelled ones, in training)."""

@@ -59,12 +59,12 @@ class SharedGradients:
         return [*([self.trunk] if self.trunk_learns else []), *self.heads.values()]
 
     def backward(
-        self, group: list[Batch], targets: list[Targets], scales: dict[str, float], masked: bool
+        self, group: list[Batch], targets: list[Targets], scales: dict[str, float], augment: bool
     ) -> tuple[Tensor, Tensor]:
         """Add one step's gradients up in the weights' `.grad`; returns (mean losses (K,), tasks with a label (K,)).
 
         The K tasks are those of `names`; the others' losses reach no weight that is trained. `scales`: each task's
-        factor where its gradient enters the trunk; `masked`: with SpecAugment.
+        factor where its gradient enters the trunk; `augment`: with SpecAugment and company.
         """
         accelerator = self.accelerator
         device, processes, K = accelerator.device, accelerator.num_processes, len(self.names)
@@ -78,7 +78,7 @@ class SharedGradients:
             self.model.train()
         for i, (batch, batch_targets) in enumerate(zip(group, targets, strict=True)):
             last = i == len(group) - 1
-            shared = self._trunk_frames(batch, masked, last)
+            shared = self._trunk_frames(batch, augment, last)
             # the trunk's frames as the heads' inputs: their gradients end here
             leaves = [block.detach().requires_grad_(block.requires_grad) for block in shared.blocks]
             arriving = []
@@ -106,13 +106,13 @@ class SharedGradients:
             self._into_trunk(held, self.weighting.weights(gram_KK, present_K & enters_K), True)
         return (accelerator.reduce(losses_K, "sum") / processes).cpu(), present_K
 
-    def _trunk_frames(self, batch: Batch, masked: bool, last: bool) -> Frames:
+    def _trunk_frames(self, batch: Batch, augment: bool, last: bool) -> Frames:
         """The trunk's frames of a batch; without a graph where it is frozen, read where they are kept."""
         device = self.accelerator.device
         if batch.frames is not None:
             return batch.frames.to(device)
         with self.accelerator.autocast(), self._exchange(self.trunk, last), torch.set_grad_enabled(self.trunk_learns):
-            return self.trunk(batch.audio_BN.to(device), batch.samples_B.to(device), masked)
+            return self.trunk(batch.audio_BN.to(device), batch.samples_B.to(device), augment)
 
     def _arrived(self, leaves: list[Tensor], scale: float) -> list[Tensor]:
         """One task's gradients with respect to the trunk's frames; none where nothing is to be done with them."""

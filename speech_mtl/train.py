@@ -47,7 +47,7 @@ from speech_mtl.evaluate import (
     task_kinds,
 )
 from speech_mtl.initial import prepare_model
-from speech_mtl.mixture import read_training, training_cuts
+from speech_mtl.mixture import training_corpora, training_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.sharing import SharedGradients, Targets
 from speech_mtl.survey import disjoint_tasks, label_groups
@@ -102,13 +102,14 @@ class Trainer:
         model, self.inventory = prepare_model(config)
         self.kinds = task_kinds(model)
         self.raw_model = model.to(self.accelerator.device)
-        self.average = Average(model, config.train.ema_decay)
         groups = parameter_groups(model, config)
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(groups, lr=config.train.lr, betas=(0.9, 0.98), fused=True)
         )
         self.weighting = build_weighting(config.train.weighting, len(model.learning()))
         self.gradients = SharedGradients(self.accelerator, model, self.weighting)
+        # after those, which with several processes move the weights to other memory (from `cpu` to `cpu:0`)
+        self.average = Average(model, config.train.ema_decay)
         set_seed(config.train.seed, device_specific=True)  # and masks of its own for every process
         self.epoch, self.batches_done, self.consumed, self.step = 0, 0, 0, 0
         self.best = self.start_wer = math.inf
@@ -200,9 +201,9 @@ class Trainer:
         if any(self.config.tasks[name].consistency for name in self.gradients.names):
             group = [batch.twice() for batch in group]
             targets = [self.raw_model.targets(b.cuts, b.samples_B, self.gradients.names) for b in group]
-        masked = self.progress() >= self.config.augment.start_epoch
+        augment = self.progress() >= self.config.augment.start_epoch
         scales = {name: self._weight(name) for name in self.kinds}
-        losses_K, present_K = self.gradients.backward(group, targets, scales, masked)
+        losses_K, present_K = self.gradients.backward(group, targets, scales, augment)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self._lr() * parameters["factor"]
         for part in self.gradients.parts():  # apart: one task's head must not shorten another's step
@@ -266,7 +267,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             model = self.average.module if self.config.train.ema_decay else self.raw_model
             model.eval()
-            fit_speakers(model, read_training(self.config, once=True), source=self._source("train"))
+            fit_speakers(model, training_corpora(self.config), source=self._source("train"))
             summary: dict[str, Any] = {}
             if self.config.data.dev:
                 enroll = self.config.data.dev_enroll if "speaker" in self.kinds.values() else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from lhotse import CutSet
 from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.config import Config, parse_config
 from speech_mtl.data import DataError, read_cuts
-from speech_mtl.evaluate import enroll_references, evaluate, evaluate_rows, headline, read_rows, summarize
+from speech_mtl.evaluate import enroll_references, evaluate, evaluate_rows, fit_speakers, headline, read_rows, summarize
 
 
 def test_summary_equals_counts_made_by_hand() -> None:
@@ -91,3 +92,22 @@ def test_unreadable_recordings_become_rows(tiny_config: Config, tmp_path: Path) 
     assert summary["failed"] == 1 and summary["utterances"] == 5
     failed = [row for row in read_rows(tmp_path / "eval" / "utterances.jsonl") if "error" in row]
     assert [row["id"] for row in failed] == [gone.stem] and gone.name in failed[0]["error"]
+
+
+def test_the_speaker_analysis_hears_every_corpus_at_every_speed(
+    corpus: dict[str, str], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of each of three speakers six utterances, from the first corpus as far as it has them, at both speeds."""
+    model = tiny_model(tiny_config)
+    seen: list[tuple[torch.Tensor, list[str], list[int]]] = []
+    monkeypatch.setattr(model.task("speaker"), "fit", lambda *given: seen.append(given))
+    fit_speakers(model, [read_cuts([corpus["train"]]), read_cuts([corpus["dev"]])], utterances=18)
+    (features_NP, speakers, numbers), *_ = seen
+    at_both = {f"{name}{speed}" for name in ("ann", "bob", "cid") for speed in ("", "@0.9")}
+    assert Counter(speakers) == dict.fromkeys(at_both, 6) and len(features_NP) == len(numbers) == 36
+    assert set(numbers) == {0}  # the first corpus has enough
+    fit_speakers(model, [read_cuts([corpus["dev"]]), read_cuts([corpus["train"]])], utterances=18)
+    assert Counter(seen[1][2]) == {0: 3 * 4 * 2, 1: 3 * 2 * 2}
+    slow = [i for i, name in enumerate(speakers) if name == "ann@0.9"]
+    usual = [i for i, name in enumerate(speakers) if name == "ann"]
+    assert not torch.allclose(features_NP[slow].mean(0), features_NP[usual].mean(0), atol=1e-3)

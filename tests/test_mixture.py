@@ -16,8 +16,8 @@ from lhotse.cut import Cut
 
 from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.cuts import MatchedLengths, StrungTogether, voice_of, with_labels
-from speech_mtl.data import DataError, SpeechDataset, batches, read_cuts, take_inventory
-from speech_mtl.mixture import apportion, read_training, training_cuts
+from speech_mtl.data import DataError, Manifest, SpeechDataset, batches, read_cuts, take_inventory
+from speech_mtl.mixture import apportion, read_training, training_corpora, training_cuts
 from speech_mtl.survey import disjoint_tasks, label_groups, length_auc, survey
 from speech_mtl.tasks import label_of
 
@@ -282,7 +282,8 @@ def test_bucketing_sees_the_matched_lengths(tmp_path: Path) -> None:
 
 def test_permuted_labels_keep_their_counts_and_leave_the_rest(three: list[str]) -> None:
     plain, permuted = config_for([three[0], *three]), config_for([three[0], *three], permute=["speaker"])
-    old, new = list(read_training(plain, once=True)), list(read_training(permuted, once=True))
+    old, new = [[cut for part in training_corpora(config) for cut in part] for config in (plain, permuted)]
+    assert [len(list(part)) for part in training_corpora(plain)] == [sum(1 for _ in Manifest(path)) for path in three]
     assert len(old) == len(new) == 41
 
     def speakers(cuts: list[Cut]) -> Counter[str | None]:
@@ -308,7 +309,7 @@ def test_the_permutation_is_one_over_epochs_and_repetitions(three: list[str]) ->
         labels[cut.id.split("~")[0]].add(label_of(cut, "speaker")) if cut.duration < 20 else None
     assert len(labels) == 40 and all(len(values) == 1 for values in labels.values())
     other = config_for([three[0], *three], seed=2, permute=["speaker"])
-    assert any(label_of(cut, "speaker") not in labels[cut.id] for cut in read_training(other, once=True)
+    assert any(label_of(cut, "speaker") not in labels[cut.id] for part in training_corpora(other) for cut in part
                if cut.id in labels)  # fmt: skip
 
 

@@ -134,7 +134,8 @@ def main(job):
             part = cuts[8 * step : 8 * step + 8][rank::processes]
             trainer._step([SpeechDataset(config)[0, part]])
         if rank == 0:
-            found |= {f"{method} {n}": p.detach().clone() for n, p in trainer.raw_model.state_dict().items()}
+            for kind, model in (("trained", trainer.raw_model), ("averaged", trainer.average.module)):
+                found |= {f"{method} {kind} {n}": p.detach().clone() for n, p in model.state_dict().items()}
     if found:
         torch.save(found, job["out"])
 main(json.load(open(sys.argv[1])))

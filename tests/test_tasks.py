@@ -105,7 +105,8 @@ def test_pooling_of_constant_frames() -> None:
     pooling = Pooling(d_model=4, n_mels=2, n_blocks=2).eval()
     frame_D, mel_F = torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([0.5, -1.0])
     mel_BTF = torch.cat([mel_F.expand(1, 20, 2), torch.full((1, 8, 2), 9.0)], dim=1)
-    pooled = pooling(Frames(mel_BTF, torch.tensor([20]), [frame_D.expand(1, 7, 4)] * 2, torch.tensor([5])))
+    frames = Frames(mel_BTF, torch.tensor([20]), [frame_D.expand(1, 7, 4)] * 2, torch.tensor([5]))
+    pooled = pooling(pooling.weighed(frames))
     expected = torch.cat([frame_D, torch.zeros(4), mel_F, torch.zeros(2)])
     torch.testing.assert_close(pooled[0] * math.sqrt(1 + 1e-5), expected, atol=2e-3, rtol=0)
 
@@ -157,7 +158,7 @@ def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> N
     short = shared._replace(lengths_B=torch.ones_like(shared.lengths_B))
     assert task.crop(short).lengths_B.tolist() == [1, 1, 1, 1]
     whole = task.eval()(shared)["features"][:, :16]
-    assert torch.equal(whole, task._trained(task.pooling(shared)))  # in use it hears everything
+    assert torch.equal(whole, task._trained(task.pooling.weighed(shared)))  # in use it hears everything
 
 
 def test_stretches_of_frames_pool_as_spans_do(model: SpeechModel, corpus: dict[str, str]) -> None:
@@ -215,16 +216,33 @@ def test_discriminant_projection_drops_what_varies_within_a_speaker(corpus: dict
 
     trials = utterances(unseen)
     before = named_rightly(trials)
-    task.fit(torch.from_numpy(utterances(voices)).float(), [f"s{i}" for i in range(12) for _ in range(20)])
+    speakers = [f"s{i}" for i in range(12) for _ in range(20)]
+    task.fit(torch.from_numpy(utterances(voices)).float(), speakers, [0] * 240)
     assert before < 0.5 and named_rightly(trials) > 0.8
     assert torch.count_nonzero(task.projection_PE.abs().sum(0)) == 4
+
+
+def test_what_a_corpus_has_in_common_is_no_voice(corpus: dict[str, str]) -> None:
+    """Two corpora apart in a direction in which their speakers are alike; one of few speakers is left as it is."""
+    rng = np.random.default_rng(0)
+    task = trained_speakers(corpus, lda_dim=4)
+    voices = np.zeros((12, 16))
+    voices[:, :4] = rng.standard_normal((12, 4))
+    voices[6:, 9] += 3
+    features = torch.from_numpy((voices[:, None] + 0.2 * rng.standard_normal((12, 20, 16))).reshape(-1, 16)).float()
+    speakers = [f"s{i}" for i in range(12) for _ in range(20)]
+    strengths = []
+    for corpora in ([0] * 120 + [1] * 120, [0] * 240, [0] * 160 + [1] * 80):
+        task.fit(features, speakers, corpora)
+        strengths.append((task.projection_PE[9].norm() / task.projection_PE[:4].norm()).item())
+    assert 5 * strengths[0] < min(strengths[1:])
 
 
 @pytest.mark.parametrize("lda_dim", [0, 12])
 def test_too_few_speakers_for_a_projection_leave_the_embedding(corpus: dict[str, str], lda_dim: int) -> None:
     task = trained_speakers(corpus, lda_dim)
     embeddings = torch.randn(60, 16, generator=torch.Generator().manual_seed(0))
-    task.fit(embeddings, [f"s{i % 12}" for i in range(60)])
+    task.fit(embeddings, [f"s{i % 12}" for i in range(60)], [0] * 60)
     assert torch.equal(task.projection_PE, torch.eye(16)) and not task.offset_P.any()
     expected = F.normalize(F.normalize(embeddings[3::12], dim=1).mean(0), dim=0)
     torch.testing.assert_close(task.voices_CE[3], expected)

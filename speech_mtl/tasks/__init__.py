@@ -37,18 +37,27 @@ class Frames(NamedTuple):
         return Frames(self.mel_BTF[rows_B], self.mel_lengths_B[rows_B], blocks, self.lengths_B[rows_B])
 
     def stretch(self, first_B: Tensor, last_B: Tensor, mel_ratio: int) -> Frames:
-        """Encoder frames first..last of each utterance (last not among them), and their `mel_ratio` mel frames each."""
+        """Encoder frames first..last of each utterance (last not among them), and their `mel_ratio` mel frames each.
+
+        Of one utterance there may be many stretches.
+        """
         lengths_B, mel_first_B = last_B - first_B, first_B * mel_ratio
         mel_lengths_B = torch.minimum(last_B * mel_ratio, self.mel_lengths_B) - mel_first_B
-        blocks = [_stretch(block, first_B, lengths_B) for block in self.blocks]
-        return Frames(_stretch(self.mel_BTF, mel_first_B, mel_lengths_B), mel_lengths_B, blocks, lengths_B)
+        blocks = [stretch(block, first_B, lengths_B) for block in self.blocks]
+        return Frames(stretch(self.mel_BTF, mel_first_B, mel_lengths_B), mel_lengths_B, blocks, lengths_B)
+
+    def spans(self, spans: list[tuple[int, int]], mel_ratio: int) -> Frames:
+        """Stretches (first, last) of one utterance, as utterances of their own."""
+        first_W, last_W = torch.tensor(spans, device=self.lengths_B.device).T
+        return self.stretch(first_W, last_W, mel_ratio)
 
     def to(self, device: torch.device) -> Frames:
         blocks = [block.to(device) for block in self.blocks]
         return Frames(self.mel_BTF.to(device), self.mel_lengths_B.to(device), blocks, self.lengths_B.to(device))
 
 
-def _stretch(x_BTC: Tensor, first_B: Tensor, lengths_B: Tensor) -> Tensor:
+def stretch(x_BTC: Tensor, first_B: Tensor, lengths_B: Tensor) -> Tensor:
+    """Steps first..first+length of each row, or of the one row where there is only one; whatever beyond a length."""
     steps_BT = first_B[:, None] + torch.arange(int(lengths_B.max()) if len(lengths_B) else 0, device=x_BTC.device)
     rows_B1 = torch.arange(len(x_BTC), device=x_BTC.device)[:, None]
     return x_BTC[rows_B1, steps_BT.clamp(max=x_BTC.size(1) - 1)]

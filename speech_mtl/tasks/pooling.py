@@ -48,31 +48,19 @@ class Pooling(nn.Module):
         weights = self.block_weights.softmax(0)
         return sum(w * block for w, block in zip(weights, blocks, strict=True))  # type: ignore[return-value]
 
-    def forward(self, frames: Frames) -> Tensor:
+    def weighed(self, frames: Frames) -> Frames:
+        """The same with two blocks: the combined frames and their scores (B, S, C), which `forward` pools."""
         frames_BSC = self.combined(frames.blocks)
-        mask_BS1 = frame_mask(frames.lengths_B, frames_BSC.size(1))[..., None]
-        scores_BSC = self.attention(frames_BSC).float().masked_fill(~mask_BS1, -math.inf)
-        pooled = [*statistics(frames_BSC, scores_BSC.softmax(dim=1))]
+        return frames._replace(blocks=[frames_BSC, self.attention(frames_BSC).float()])
+
+    def forward(self, weighed: Frames) -> Tensor:
+        frames_BSC, scores_BSC = weighed.blocks
+        mask_BS1 = frame_mask(weighed.lengths_B, frames_BSC.size(1))[..., None]
+        pooled = [*statistics(frames_BSC, scores_BSC.masked_fill(~mask_BS1, -math.inf).softmax(dim=1))]
         if self.spectrum:
-            mask_B1T = frame_mask(frames.mel_lengths_B, frames.mel_BTF.size(1))[:, None]
-            pooled += bin_statistics(frames.mel_BTF, mask_B1T / frames.mel_lengths_B.clamp(min=1)[:, None, None])
+            mask_B1T = frame_mask(weighed.mel_lengths_B, weighed.mel_BTF.size(1))[:, None]
+            pooled += bin_statistics(weighed.mel_BTF, mask_B1T / weighed.mel_lengths_B.clamp(min=1)[:, None, None])
         return self.norm(torch.cat(pooled, dim=1))
-
-    def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> Tensor:
-        """What `forward` gives for each of the spans (first, last) of one utterance's encoder frames: (spans, P).
-
-        `mel_ratio` is the number of mel frames in an encoder frame. Frames that several spans share are weighed once.
-        """
-        frames_1SC = self.combined(frames.blocks)
-        scores_1SC = self.attention(frames_1SC).float()
-        rows = []
-        for first, last in spans:
-            pooled = [*statistics(frames_1SC[:, first:last], scores_1SC[:, first:last].softmax(dim=1))]
-            if self.spectrum:
-                mel_1TF = frames.mel_BTF[:, first * mel_ratio : last * mel_ratio]
-                pooled += bin_statistics(mel_1TF, mel_1TF.new_full((1, 1, mel_1TF.size(1)), 1 / mel_1TF.size(1)))
-            rows.append(torch.cat(pooled, dim=1))
-        return self.norm(torch.cat(rows))
 
 
 def statistics(x_BTC: Tensor, shares_BTC: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,9 @@ is, so in training every speed factor has classes of its own.
 
 In use, embeddings pass a linear discriminant analysis of the training speakers' embeddings, as in Kaldi's x-vector
 recipes (Snyder et al. 2018): it drops what varies within a speaker. It reads the spectrum of the speech beside what was
-trained, which knows the training speakers too well: on phrases of unseen AN4 voices that halves the errors. A training
+trained, which knows the training speakers too well: on phrases of unseen AN4 voices that halves the errors. Each corpus
+is centred first, since what its recordings have in common is no voice, and a voice at another speed counts as another
+speaker; both, with the scale of the directions, halve the EER of unseen speakers' turns in conversations. A training
 speaker is found as an enrolled one is, by the mean of their embeddings: on speechocean762 that names 99 % where the
 softmax's own classes name 4 %.
 """
@@ -30,6 +32,13 @@ if TYPE_CHECKING:
 
 SPECTRUM_SCALE = 0.2
 """Of the spectrum, in nats, beside embeddings of length 1: how far the analysis' shrinkage trusts each."""
+CORPUS_SPEAKERS = 5
+"""A corpus of fewer speakers has no mean of its own to be taken off."""
+SHRINKAGE = 0.1
+"""Of the covariance within speakers, to a multiple of the unit matrix."""
+BETWEEN = 0.05
+"""Directions are scaled to a variance of 1, in which that between speakers counts so much: with 0 the few directions in
+which speakers differ most, sex above all, decide the cosine."""
 
 
 def speed_label(speaker: str, factor: float) -> str:
@@ -81,32 +90,29 @@ class Speaker(Task):
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         frames = frames.of_rows(rows_B)
         if self.training:
-            trained_BE = self._trained(self.pooling(self.crop(frames) if self.crop_S else frames))
+            trained_BE = self._trained(self.pooling.weighed(self.crop(frames) if self.crop_S else frames))
             return {"embedding": trained_BE, "cosine": self._cosine(trained_BE)}
-        return self._projected(self.pooling(frames), self._spectrum(frames.mel_BTF, frames.mel_lengths_B))
+        return self._projected(self.pooling.weighed(frames))
 
     def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
-        """The output for each span (first, last) of one utterance's encoder frames; see Pooling.over_spans."""
-        mels = [frames.mel_BTF[:, first * mel_ratio : last * mel_ratio] for first, last in spans]
-        lengths = torch.tensor([mel_1TF.size(1) for mel_1TF in mels], device=frames.mel_BTF.device)
-        spectra = [self._spectrum(mel_1TF, lengths[i : i + 1]) for i, mel_1TF in enumerate(mels)]
-        return self._projected(self.pooling.over_spans(frames, spans, mel_ratio), torch.cat(spectra))
+        """The output for each span (first, last) of one utterance's encoder frames, `mel_ratio` mel frames each.
 
-    def _trained(self, pooled_BP: Tensor) -> Tensor:
-        return F.normalize(self.embedding(self.dropout(pooled_BP)).float(), dim=1)
+        Frames that several spans share are weighed once.
+        """
+        return self._projected(self.pooling.weighed(frames).spans(spans, mel_ratio))
+
+    def _trained(self, weighed: Frames) -> Tensor:
+        return F.normalize(self.embedding(self.dropout(self.pooling(weighed))).float(), dim=1)
 
     def _cosine(self, trained_BE: Tensor) -> Tensor:
         return trained_BE @ F.normalize(self.centres.float(), dim=1).T
 
-    def _spectrum(self, mel_BTF: Tensor, mel_lengths_B: Tensor) -> Tensor:
-        if not self.spectrum:
-            return mel_BTF.new_zeros(len(mel_BTF), 0)
-        return SPECTRUM_SCALE * speech_spectrum(mel_BTF, mel_lengths_B, self.mel_scale_F)
-
-    def _projected(self, pooled_BP: Tensor, spectrum_BP: Tensor) -> dict[str, Tensor]:
+    def _projected(self, weighed: Frames) -> dict[str, Tensor]:
         """In use; 'features' (B, P) are what the embedding is projected from."""
-        trained_BE = self._trained(pooled_BP)
-        features_BP = torch.cat([trained_BE, spectrum_BP], dim=1)
+        features_BP = trained_BE = self._trained(weighed)
+        if self.spectrum:
+            spectrum_BP = speech_spectrum(weighed.mel_BTF, weighed.mel_lengths_B, self.mel_scale_F)
+            features_BP = torch.cat([trained_BE, SPECTRUM_SCALE * spectrum_BP], dim=1)
         return {"embedding": self.project(features_BP), "features": features_BP, "trained": trained_BE}
 
     def project(self, features_BP: Tensor) -> Tensor:
@@ -122,15 +128,18 @@ class Speaker(Task):
         first_B = (draws_2B[1] * (lengths_B - kept_B + 1)).long().clamp(max=lengths_B - kept_B)
         return frames.stretch(first_B, first_B + kept_B, self.mel_ratio)
 
-    def fit(self, features_NP: Tensor, speakers: list[str]) -> None:
-        """Set projection and voices from 'features'; with too few speakers for it the embedding is the trained one."""
+    def fit(self, features_NP: Tensor, speakers: list[str], corpora: list[int]) -> None:
+        """Set projection and voices from 'features' of utterances, with the number of the corpus that each is from.
+
+        With too few speakers for it the embedding is the trained one.
+        """
         device = self.offset_P.device
         features_NP = features_NP.to(device)
         self.offset_P.zero_()
         self.projection_PE.copy_(torch.eye(*self.projection_PE.shape))
         if 0 < self.lda_dim < min(len(set(speakers)), self.projection_PE.size(1)):
             self.offset_P.copy_(features_NP.mean(0))
-            centred_NP = (features_NP - self.offset_P).cpu().numpy()
+            centred_NP = centred_by_corpus(features_NP.cpu().numpy().astype(np.float64), speakers, corpora)
             # columns beyond the directions are zero, so that the size does not depend on the data
             directions_PK = discriminant_directions(centred_NP, speakers, self.lda_dim)
             self.projection_PE.zero_()[:, : self.lda_dim] = torch.from_numpy(directions_PK)
@@ -152,13 +161,30 @@ class Speaker(Task):
         return [{"embedding": e, "cosine": c} for e, c in zip(output["embedding"].cpu(), cosine.cpu(), strict=True)]
 
 
-def discriminant_directions(features_NP: np.ndarray, speakers: list[str], dimensions: int) -> np.ndarray:
-    """(P, dimensions), float32: in which speakers differ most for what their own utterances differ."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+def centred_by_corpus(features_NP: np.ndarray, speakers: list[str], corpora: list[int]) -> np.ndarray:
+    """Less the mean of the corpus, or of all where a corpus has too few speakers for its mean to be nobody's voice."""
+    names, numbers, centred_NP = np.array(speakers), np.array(corpora), features_NP - features_NP.mean(axis=0)
+    for number in set(corpora):
+        if len(set(names[numbers == number])) >= CORPUS_SPEAKERS:
+            centred_NP[numbers == number] -= centred_NP[numbers == number].mean(axis=0)
+    return centred_NP
 
+
+def discriminant_directions(features_NP: np.ndarray, speakers: list[str], dimensions: int) -> np.ndarray:
+    """(P, dimensions), float32: in which speakers differ most for what their own utterances differ.
+
+    scikit-learn's analysis shrinks the total covariance, too, and then finds directions in which nothing differs.
+    """
+    from scipy.linalg import eigh
+
+    names, own_N = np.unique(speakers, return_inverse=True)
+    means_CP = np.stack([features_NP[own_N == i].mean(axis=0) for i in range(len(names))])
+    within_PP = np.cov((features_NP - means_CP[own_N]).T, bias=True)
     # a little shrinkage: the covariance within speakers is measured on a few utterances of each
-    lda = LinearDiscriminantAnalysis(solver="eigen", shrinkage=0.1, n_components=dimensions)
-    return lda.fit(features_NP.astype(np.float64), speakers).scalings_[:, :dimensions].astype(np.float32)
+    ridge_PP = np.eye(len(within_PP)) * np.trace(within_PP) / len(within_PP)
+    ratios, directions_PP = eigh(np.cov(means_CP.T, bias=True), (1 - SHRINKAGE) * within_PP + SHRINKAGE * ridge_PP)
+    ratios_K, directions_PK = ratios[: -dimensions - 1 : -1], directions_PP[:, : -dimensions - 1 : -1]
+    return (directions_PK / np.sqrt(1 + BETWEEN * ratios_K)).astype(np.float32)
 
 
 def add_margin(cosine_BC: Tensor, classes_B: Tensor, margin: float) -> Tensor:
