@@ -35,7 +35,7 @@ def recognition_alone(model: SpeechModel) -> SpeechModel:
     """The same trunk and CTC head without the other heads."""
     values = model.config.model_dump()
     values["tasks"] = {name: task for name, task in values["tasks"].items() if task["type"] == "asr"}
-    values["train"]["select"] = "mean"
+    values["train"]["select"], values["trunk"] = "mean", {}
     alone = SpeechModel(parse_config(values, "benchmark"), model.tokenizer, model.labels).eval()
     alone.load_state_dict({name: value for name, value in model.state_dict().items() if name in alone.state_dict()})
     return alone

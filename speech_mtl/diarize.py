@@ -29,7 +29,7 @@ MARGIN_S = 0.32
 """What is pooled on either side of a phrase: CTC writes its tokens inside their sounds."""
 LONGEST_S, POWER = 3.0, 0.6
 """A phrase of d seconds counts min(d, 3)^0.6: neighbouring frames are no independent evidence."""
-SHORTEST_S = 0.8
+SHORTEST_S = 1.0
 """Shorter phrases are assigned in the end, they do not found a voice."""
 START_COSINE, START_PHRASES = 0.4, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
@@ -37,9 +37,9 @@ WITHIN = 0.0034
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1."""
 CENTRED = 0.7
 """Share of the recording's mean that is taken off: what all its voices have in common is the microphone."""
-FIT, SPREAD = 0.31, 5.3
+FIT, SPREAD = 0.38, 4.5
 """VBx' F_A and F_B: how much the evidence and the prior of a voice count."""
-STAY_IN, STAY_AFTER = 0.98, 0.6
+STAY_IN, STAY_AFTER = 0.98, 0.4
 """Probability that the voice stays the same in a phrase that was cut, and after a pause."""
 ROUNDS = 12
 MOST_VOICES = 10

@@ -51,8 +51,8 @@ class Decoding:
     """Prefixes kept after a frame."""
     lm: str | None = None
     """ARPA file or KenLM binary."""
-    lm_weight: float = 0.4
-    word_score: float = 1.0
+    lm_weight: float = 0.2
+    word_score: float = 2.0
     """Of every word, where there is a language model: more than 0 makes up for the words it makes dearer."""
     unknown_score: float = -3.0
     """Of every word that the language model lacks, beside its probability of <unk>."""

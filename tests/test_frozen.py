@@ -195,7 +195,7 @@ def test_batches_on_a_frozen_trunk(corpus: dict[str, str], tmp_path: Path) -> No
 
 def test_adaptors_stand_side_by_side_and_spans_read_them_alike() -> None:
     """Hand-made: with identity adaptors the mean is that of both blocks, one after the other."""
-    pooling = Pooling(d_model=4, n_mels=2, n_blocks=2, spectrum=False, adaptor_dim=3).eval()
+    pooling = Pooling(d_model=4, n_mels=2, n_blocks=2, mel_ratio=4, spectrum=False, adaptor_dim=3).eval()
     assert pooling.size == 2 * 2 * 3 and not hasattr(pooling, "block_weights")
     blocks = [torch.randn(1, 6, 4), torch.randn(1, 6, 4)]
     frames = Frames(torch.randn(1, 24, 2), torch.tensor([24]), blocks, torch.tensor([6]))

@@ -17,7 +17,7 @@ from speech_mtl.decode import frames_needed
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import disagreement
-from speech_mtl.tasks.pooling import PooledNorm, Pooling, speech_spectrum
+from speech_mtl.tasks.pooling import PooledNorm, Pooling, bin_statistics, level_free, speech_frames
 from speech_mtl.tasks.speaker import Speaker, add_margin
 
 
@@ -102,7 +102,7 @@ def test_speeds_are_classes_but_no_answers(corpus: dict[str, str]) -> None:
 
 def test_pooling_of_constant_frames() -> None:
     """Whatever the attention, constant frames have themselves as mean and no deviation; so has a constant spectrum."""
-    pooling = Pooling(d_model=4, n_mels=2, n_blocks=2).eval()
+    pooling = Pooling(d_model=4, n_mels=2, n_blocks=2, mel_ratio=4).eval()
     frame_D, mel_F = torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([0.5, -1.0])
     mel_BTF = torch.cat([mel_F.expand(1, 20, 2), torch.full((1, 8, 2), 9.0)], dim=1)
     frames = Frames(mel_BTF, torch.tensor([20]), [frame_D.expand(1, 7, 4)] * 2, torch.tensor([5]))
@@ -125,18 +125,30 @@ def trained_speakers(corpus: dict[str, str], lda_dim: int) -> Speaker:
     return Speaker("speaker", parse_config(values, "test"), [f"s{i}" for i in range(12)])
 
 
-def test_spectrum_of_speech_hears_neither_level_nor_quiet_nor_padding() -> None:
-    speech, scale = torch.randn(1, 50, 8) * 0.2, torch.linspace(0.5, 2, 8)
-    lengths = torch.tensor([50])
-    alone = speech_spectrum(speech, lengths, scale)
-    quiet = torch.full((1, 10, 8), -9.0)
-    torch.testing.assert_close(speech_spectrum(torch.cat([quiet, speech, quiet], dim=1), lengths + 20, scale), alone)
-    torch.testing.assert_close(speech_spectrum(speech + 2.5 / scale, lengths, scale), alone, atol=1e-5, rtol=1e-4)
+def test_statistics_hear_neither_quiet_nor_padding_nor_the_spectrum_the_level() -> None:
+    """Quiet of any length around speech, and padding, leave the pooled vector as it is; the level leaves the bins'."""
+    scale, lengths, more = torch.linspace(0.5, 2, 8), torch.tensor([48]), torch.tensor([80])
+    speech, quiet = torch.randn(1, 48, 8) * 0.1, torch.full((1, 16, 8), -9.0)
+    frames = torch.randn(1, 12, 4)
+    pooling = Pooling(d_model=4, n_mels=8, n_blocks=1, mel_ratio=4).eval()
+
+    def pooled(mel_BTF: torch.Tensor, frames_BSD: torch.Tensor, mel_lengths_B: torch.Tensor) -> torch.Tensor:
+        given = Frames(mel_BTF, mel_lengths_B, [frames_BSD], (mel_lengths_B + 3) // 4)
+        return pooling.statistics(pooling.weighed(given))
+
+    alone = pooled(speech, frames, lengths)
+    between = torch.cat([torch.randn(1, 4, 4), frames, torch.randn(1, 4, 4)], dim=1)
+    torch.testing.assert_close(pooled(torch.cat([quiet, speech, quiet], dim=1), between, more), alone)
     padded = torch.cat([speech, torch.full((1, 9, 8), 7.0)], dim=1)
-    torch.testing.assert_close(speech_spectrum(padded, lengths, scale), alone)
+    torch.testing.assert_close(pooled(padded, torch.cat([frames, frames], dim=1), lengths), alone)
+    bins = level_free(alone[:, -16:], scale)
+    louder = torch.cat(bin_statistics(speech + 2.5 / scale, speech_frames(speech, lengths)), dim=1)
+    torch.testing.assert_close(level_free(louder, scale), bins, atol=1e-5, rtol=1e-4)
     nats = speech[0] * scale
-    torch.testing.assert_close(alone[0, :8], nats.mean(0) - nats.mean())
-    torch.testing.assert_close(alone[0, 8:], nats.std(0, correction=0), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(bins[0, :8], nats.mean(0) - nats.mean(), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(bins[0, 8:], nats.std(0, correction=0), atol=1e-3, rtol=1e-3)
+    silent = pooled(torch.zeros(1, 48, 8), frames, lengths)  # all alike: nothing is left out
+    assert silent.isfinite().all()
 
 
 def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> None:
@@ -158,7 +170,9 @@ def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> N
     short = shared._replace(lengths_B=torch.ones_like(shared.lengths_B))
     assert task.crop(short).lengths_B.tolist() == [1, 1, 1, 1]
     whole = task.eval()(shared)["features"][:, :16]
-    assert torch.equal(whole, task._trained(task.pooling.weighed(shared)))  # in use it hears everything
+    assert torch.equal(
+        whole, task._trained(task.pooling.statistics(task.pooling.weighed(shared)))
+    )  # in use it hears everything
 
 
 def test_stretches_of_frames_pool_as_spans_do(model: SpeechModel, corpus: dict[str, str]) -> None:

@@ -26,7 +26,8 @@ class Classify(Task):
         task, D = config.tasks[name], config.encoder.d_model
         self.label, self.classes = task.label or name, classes
         n_blocks = len(config.blocks_read(name))
-        self.pooling = Pooling(D, config.features.n_mels, n_blocks, task.spectrum, task.adaptor_dim)
+        ratio = config.encoder.subsampling
+        self.pooling = Pooling(D, config.features.n_mels, n_blocks, ratio, task.spectrum, task.adaptor_dim)
         self.dropout = nn.Dropout(task.dropout)
         self.linear = nn.Linear(self.pooling.size, len(classes))
 

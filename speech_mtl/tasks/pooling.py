@@ -4,7 +4,8 @@ Frames -> pooled_BP with P = 2·C + 2·F (2·C without the spectrum). Attentive 
 arXiv 1803.10963) of a learnt weighting of the blocks (as in SUPERB, arXiv 2105.01051; C = D), or of all blocks side by
 side (MFA-Conformer, arXiv 2203.15249), each through an adaptor of width A, as Cai & Li put them on a frozen recogniser
 (2023, arXiv 2309.03019; C = blocks·A). Beside them mean and deviation of every mel bin: the long-term spectrum tells
-voices apart well, and a trunk that learns to recognise words drops it; here it need not carry it.
+voices apart well, and a trunk that learns to recognise words drops it; here it need not carry it. All statistics are
+over frames that are loud enough to be speech: a head that hears the quiet around it knows recordings, not voices.
 """
 
 from __future__ import annotations
@@ -18,16 +19,20 @@ from torch import Tensor, nn
 from speech_mtl.features import frame_mask
 from speech_mtl.tasks import Frames
 
-LOUDEST, SPEECH_NATS = 0.05, 3.0
-"""Frames within 3 nats (13 dB) of the loudest twentieth are taken for speech."""
+LOUDEST, SPEECH_RANGE = 0.05, 0.9
+"""Frames whose level, the mean of the normalised mel bins, is within this of the loudest twentieth are taken for
+speech: 13 dB where the bins are normalised by a corpus."""
 
 
 class Pooling(nn.Module):
+    """`mel_ratio` is the number of mel frames in an encoder frame."""
+
     def __init__(
-        self, d_model: int, n_mels: int, n_blocks: int, spectrum: bool = True, adaptor_dim: int = 0, hidden: int = 128
-    ):
+        self, d_model: int, n_mels: int, n_blocks: int, mel_ratio: int, spectrum: bool = True, adaptor_dim: int = 0,
+        hidden: int = 128,
+    ):  # fmt: skip
         super().__init__()
-        self.spectrum = spectrum
+        self.spectrum, self.mel_ratio = spectrum, mel_ratio
         if adaptor_dim:
             self.adaptors = nn.ModuleList(
                 nn.Sequential(nn.LayerNorm(d_model), nn.Linear(d_model, adaptor_dim), nn.SiLU())
@@ -54,13 +59,24 @@ class Pooling(nn.Module):
         return frames._replace(blocks=[frames_BSC, self.attention(frames_BSC).float()])
 
     def forward(self, weighed: Frames) -> Tensor:
+        return self.norm(self.statistics(weighed))
+
+    def statistics(self, weighed: Frames) -> Tensor:
+        """pooled_BP before it is normalised; its last 2·F columns are those of the spectrum."""
         frames_BSC, scores_BSC = weighed.blocks
-        mask_BS1 = frame_mask(weighed.lengths_B, frames_BSC.size(1))[..., None]
+        speech_BT = speech_frames(weighed.mel_BTF, weighed.mel_lengths_B)
+        mask_BS1 = self.encoder_frames(speech_BT, weighed.lengths_B, frames_BSC.size(1))[..., None]
         pooled = [*statistics(frames_BSC, scores_BSC.masked_fill(~mask_BS1, -math.inf).softmax(dim=1))]
         if self.spectrum:
-            mask_B1T = frame_mask(weighed.mel_lengths_B, weighed.mel_BTF.size(1))[:, None]
-            pooled += bin_statistics(weighed.mel_BTF, mask_B1T / weighed.mel_lengths_B.clamp(min=1)[:, None, None])
-        return self.norm(torch.cat(pooled, dim=1))
+            pooled += bin_statistics(weighed.mel_BTF, speech_BT)
+        return torch.cat(pooled, dim=1)
+
+    def encoder_frames(self, speech_BT: Tensor, lengths_B: Tensor, size: int) -> Tensor:
+        """Which of `size` encoder frames (B, S) hold a mel frame of speech."""
+        padded = F.pad(speech_BT, (0, size * self.mel_ratio - speech_BT.size(1)))
+        mask_BS = frame_mask(lengths_B, size)
+        held_BS = padded.view(len(padded), size, self.mel_ratio).any(2) & mask_BS
+        return held_BS | (mask_BS & ~held_BS.any(1, keepdim=True))
 
 
 def statistics(x_BTC: Tensor, shares_BTC: Tensor) -> tuple[Tensor, Tensor]:
@@ -70,27 +86,29 @@ def statistics(x_BTC: Tensor, shares_BTC: Tensor) -> tuple[Tensor, Tensor]:
     return mean_BC, (variance_BC + 1e-6).sqrt()
 
 
-def bin_statistics(mel_BTF: Tensor, shares_B1T: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of mel bins (B, F), whose frames' shares are alike in all bins; as products, which are faster."""
+def bin_statistics(mel_BTF: Tensor, speech_BT: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (B, F) of every mel bin over the frames of speech; as products, which are faster."""
+    shares_B1T = (speech_BT / speech_BT.sum(1, keepdim=True)).to(mel_BTF.dtype)[:, None]
     mean_BF, square_BF = (shares_B1T @ mel_BTF)[:, 0], (shares_B1T @ mel_BTF.square())[:, 0]
     return mean_BF, ((square_BF - mean_BF.square()).clamp(min=0) + 1e-6).sqrt()
 
 
-def speech_spectrum(mel_BTF: Tensor, lengths_B: Tensor, scale_F: Tensor) -> Tensor:
-    """Mean and deviation (B, 2·F) of every mel bin, in nats, over the frames that are loud enough to be speech.
+def speech_frames(mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+    """Which mel frames (B, T) are loud enough to be speech; one of an utterance at least."""
+    mask_BT = frame_mask(lengths_B, mel_BTF.size(1))
+    level_BT = mel_BTF.mean(2).masked_fill(~mask_BT, -1e9)
+    loudest = level_BT.topk(int(LOUDEST * mel_BTF.size(1)) + 1, dim=1).values
+    loud_B1 = loudest.gather(1, (LOUDEST * lengths_B).long()[:, None])
+    return level_BT >= loud_B1 - SPEECH_RANGE
 
-    The mean is relative to its own mean over the bins, so that neither the level nor the quiet around speech counts;
+
+def level_free(bins_BP: Tensor, scale_F: Tensor) -> Tensor:
+    """Mean and deviation (B, 2·F) of the mel bins in nats, the mean relative to its own mean over the bins.
+
     `scale_F` are the nats of mel's units.
     """
-    mask_BT = frame_mask(lengths_B, mel_BTF.size(1))
-    energy_BT = (mel_BTF @ (scale_F / len(scale_F))).masked_fill(~mask_BT, -1e9)
-    rank_B1 = (LOUDEST * lengths_B).long()[:, None]
-    loud_B1 = energy_BT.sort(dim=1, descending=True).values.gather(1, rank_B1)
-    speech_BT = ((energy_BT >= loud_B1 - SPEECH_NATS) & mask_BT).to(mel_BTF.dtype)
-    shares_B1T = (speech_BT / speech_BT.sum(1, keepdim=True).clamp(min=1))[:, None]
-    mean_BF, deviation_BF = bin_statistics(mel_BTF, shares_B1T)
-    mean_BF = mean_BF * scale_F
-    return torch.cat([mean_BF - mean_BF.mean(1, keepdim=True), deviation_BF * scale_F], dim=1)
+    mean_BF, deviation_BF = (part_BF * scale_F for part_BF in bins_BP.chunk(2, dim=1))
+    return torch.cat([mean_BF - mean_BF.mean(1, keepdim=True), deviation_BF], dim=1)
 
 
 class PooledNorm(nn.BatchNorm1d):

@@ -23,18 +23,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtl.tasks import Frames, Task, label_of
-from speech_mtl.tasks.pooling import Pooling, speech_spectrum
+from speech_mtl.tasks.pooling import Pooling, level_free
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
 
     from speech_mtl.config import Config
 
-SPECTRUM_SCALE = 0.2
+SPECTRUM_SCALE = 0.1
 """Of the spectrum, in nats, beside embeddings of length 1: how far the analysis' shrinkage trusts each."""
 CORPUS_SPEAKERS = 5
 """A corpus of fewer speakers has no mean of its own to be taken off."""
-SHRINKAGE = 0.1
+SHRINKAGE = 0.05
 """Of the covariance within speakers, to a multiple of the unit matrix."""
 BETWEEN = 0.05
 """Directions are scaled to a variance of 1, in which that between speakers counts so much: with 0 the few directions in
@@ -65,7 +65,7 @@ class Speaker(Task):
             frame_s = config.features.hop_samples * self.mel_ratio / config.features.sample_rate
             self.crop_S = (task.crop_s[0] / frame_s, task.crop_s[1] / frame_s)
         n_blocks = len(config.blocks_read(name))
-        self.pooling = Pooling(D, config.features.n_mels, n_blocks, task.spectrum, task.adaptor_dim)
+        self.pooling = Pooling(D, config.features.n_mels, n_blocks, self.mel_ratio, task.spectrum, task.adaptor_dim)
         self.dropout = nn.Dropout(task.dropout)
         self.embedding = nn.Linear(self.pooling.size, task.embedding_dim)
         self.centres = nn.Parameter(torch.empty(len(classes), task.embedding_dim))
@@ -90,7 +90,8 @@ class Speaker(Task):
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         frames = frames.of_rows(rows_B)
         if self.training:
-            trained_BE = self._trained(self.pooling.weighed(self.crop(frames) if self.crop_S else frames))
+            weighed = self.pooling.weighed(self.crop(frames) if self.crop_S else frames)
+            trained_BE = self._trained(self.pooling.statistics(weighed))
             return {"embedding": trained_BE, "cosine": self._cosine(trained_BE)}
         return self._projected(self.pooling.weighed(frames))
 
@@ -101,17 +102,18 @@ class Speaker(Task):
         """
         return self._projected(self.pooling.weighed(frames).spans(spans, mel_ratio))
 
-    def _trained(self, weighed: Frames) -> Tensor:
-        return F.normalize(self.embedding(self.dropout(self.pooling(weighed))).float(), dim=1)
+    def _trained(self, statistics_BP: Tensor) -> Tensor:
+        return F.normalize(self.embedding(self.dropout(self.pooling.norm(statistics_BP))).float(), dim=1)
 
     def _cosine(self, trained_BE: Tensor) -> Tensor:
         return trained_BE @ F.normalize(self.centres.float(), dim=1).T
 
     def _projected(self, weighed: Frames) -> dict[str, Tensor]:
         """In use; 'features' (B, P) are what the embedding is projected from."""
-        features_BP = trained_BE = self._trained(weighed)
+        statistics_BP = self.pooling.statistics(weighed)
+        features_BP = trained_BE = self._trained(statistics_BP)
         if self.spectrum:
-            spectrum_BP = speech_spectrum(weighed.mel_BTF, weighed.mel_lengths_B, self.mel_scale_F)
+            spectrum_BP = level_free(statistics_BP[:, -2 * len(self.mel_scale_F) :], self.mel_scale_F)
             features_BP = torch.cat([trained_BE, SPECTRUM_SCALE * spectrum_BP], dim=1)
         return {"embedding": self.project(features_BP), "features": features_BP, "trained": trained_BE}
 
