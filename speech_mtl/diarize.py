@@ -41,7 +41,8 @@ FIT, SPREAD = 0.38, 4.5
 """VBx' F_A and F_B: how much the evidence and the prior of a voice count."""
 STAY_IN, STAY_AFTER = 0.98, 0.4
 """Probability that the voice stays the same in a phrase that was cut, and after a pause."""
-ROUNDS = 12
+ROUNDS, SETTLED = 12, 1e-3
+"""Rounds of the inference at most; it ends when no probability changes by more."""
 MOST_VOICES = 10
 
 
@@ -178,13 +179,15 @@ def _variational_bayes(
         mean_KE = FIT / SPREAD * variance_KE * (shares_UK.T @ rho_UE)
         spread_K = (variance_KE + mean_KE**2) @ ratio_E
         log_likelihood_UK = FIT * weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
-        posterior_UK, prior_K = forward_backward(log_likelihood_UK, prior_K, stay_U)
+        before_UK, (posterior_UK, prior_K) = posterior_UK, forward_backward(log_likelihood_UK, prior_K, stay_U)
         kept = prior_K > 1e-4
         most = count or MOST_VOICES
         if number >= ROUNDS // 2 and kept.sum() > most or kept.sum() < (count or 0):
             kept = np.argsort(np.argsort(-prior_K)) < most
         posterior_UK, prior_K = posterior_UK[:, kept] + 1e-12, prior_K[kept] + 1e-12
         posterior_UK, prior_K = posterior_UK / posterior_UK.sum(axis=1, keepdims=True), prior_K / prior_K.sum()
+        if kept.all() and kept.sum() <= most and np.abs(posterior_UK - before_UK).max() < SETTLED:
+            break
     return posterior_UK
 
 

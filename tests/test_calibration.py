@@ -137,7 +137,7 @@ def test_a_dozen_speakers_tell_the_rate_on_others(enrolled: int) -> None:
         found["counted"].append(accepted_share(fresh, counted, enrolled))
     assert 0.005 < np.mean(found["threshold"]) < 0.02
     assert np.mean(found["threshold"]) < 0.8 * np.mean(found["counted"])
-    assert np.std(found["threshold"]) < 0.7 * np.std(found["counted"])
+    assert np.std(found["threshold"]) < 0.8 * np.std(found["counted"])
 
 
 def test_the_logistic_regression_finds_the_true_likelihood_ratio() -> None:

@@ -75,7 +75,7 @@ class Pooling(nn.Module):
         """Which of `size` encoder frames (B, S) hold a mel frame of speech."""
         padded = F.pad(speech_BT, (0, size * self.mel_ratio - speech_BT.size(1)))
         mask_BS = frame_mask(lengths_B, size)
-        held_BS = padded.view(len(padded), size, self.mel_ratio).any(2) & mask_BS
+        held_BS = padded.unflatten(1, (size, self.mel_ratio)).any(2) & mask_BS
         return held_BS | (mask_BS & ~held_BS.any(1, keepdim=True))
 
 
@@ -97,8 +97,8 @@ def speech_frames(mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
     """Which mel frames (B, T) are loud enough to be speech; one of an utterance at least."""
     mask_BT = frame_mask(lengths_B, mel_BTF.size(1))
     level_BT = mel_BTF.mean(2).masked_fill(~mask_BT, -1e9)
-    loudest = level_BT.topk(int(LOUDEST * mel_BTF.size(1)) + 1, dim=1).values
-    loud_B1 = loudest.gather(1, (LOUDEST * lengths_B).long()[:, None])
+    rank_B1 = (LOUDEST * lengths_B).long()[:, None]
+    loud_B1 = level_BT.sort(dim=1, descending=True).values.gather(1, rank_B1)
     return level_BT >= loud_B1 - SPEECH_RANGE
 
 
