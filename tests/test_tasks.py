@@ -250,6 +250,8 @@ def test_what_a_corpus_has_in_common_is_no_voice(corpus: dict[str, str]) -> None
         task.fit(features, speakers, corpora)
         strengths.append((task.projection_PE[9].norm() / task.projection_PE[:4].norm()).item())
     assert 5 * strengths[0] < min(strengths[1:])
+    task.fit(features, [f"{name}@0.9" if i % 2 and i >= 160 else name for i, name in enumerate(speakers)], corpora)
+    assert 5 * strengths[0] < (task.projection_PE[9].norm() / task.projection_PE[:4].norm()).item()
 
 
 @pytest.mark.parametrize("lda_dim", [0, 12])

@@ -141,7 +141,8 @@ class Speaker(Task):
         self.projection_PE.copy_(torch.eye(*self.projection_PE.shape))
         if 0 < self.lda_dim < min(len(set(speakers)), self.projection_PE.size(1)):
             self.offset_P.copy_(features_NP.mean(0))
-            centred_NP = centred_by_corpus(features_NP.cpu().numpy().astype(np.float64), speakers, corpora)
+            features = features_NP.cpu().numpy().astype(np.float64)
+            centred_NP = centred_by_corpus(features, speakers, corpora, set(self.speakers))
             # columns beyond the directions are zero, so that the size does not depend on the data
             directions_PK = discriminant_directions(centred_NP, speakers, self.lda_dim)
             self.projection_PE.zero_()[:, : self.lda_dim] = torch.from_numpy(directions_PK)
@@ -163,11 +164,14 @@ class Speaker(Task):
         return [{"embedding": e, "cosine": c} for e, c in zip(output["embedding"].cpu(), cosine.cpu(), strict=True)]
 
 
-def centred_by_corpus(features_NP: np.ndarray, speakers: list[str], corpora: list[int]) -> np.ndarray:
-    """Less the mean of the corpus, or of all where a corpus has too few speakers for its mean to be nobody's voice."""
+def centred_by_corpus(features_NP: np.ndarray, speakers: list[str], corpora: list[int], people: set[str]) -> np.ndarray:
+    """Less the mean of the corpus, or of all where a corpus has too few people for its mean to be nobody's voice.
+
+    `people` are the speakers at their own speed: at another one they are no further people.
+    """
     names, numbers, centred_NP = np.array(speakers), np.array(corpora), features_NP - features_NP.mean(axis=0)
     for number in set(corpora):
-        if len(set(names[numbers == number])) >= CORPUS_SPEAKERS:
+        if len(people & set(names[numbers == number].tolist())) >= CORPUS_SPEAKERS:
             centred_NP[numbers == number] -= centred_NP[numbers == number].mean(axis=0)
     return centred_NP
 
