@@ -15,9 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from speech_mtl.calibrating import BANDS_S, Trials, calibrate, cllr, hear_all, labelled, trials_of
+from speech_mtl.calibrating import calibrate, cllr
 from speech_mtl.calibration import Calibration
 from speech_mtl.recognizer import PRETRAINED, Recognizer
+from speech_mtl.trials import BANDS_S, Trials, groups_of, hear_all, labelled, trials_of
 
 KINDS = ("strangers named", "enrolled not named", "enrolled named wrongly")
 
@@ -35,11 +36,13 @@ def main() -> None:
     args = parser.parse_args()
 
     recognizer = Recognizer.from_pretrained(args.model)
-    heard = [hear_all(recognizer.model, recognizer.speaker_task, labelled(s))[0] for s in (args.calibrate, args.fresh)]
+    recordings = [list(labelled(sources)) for sources in (args.calibrate, args.fresh)]
+    heard = [hear_all(recognizer.model, recognizer.speaker_task, own)[0] for own in recordings]
     if both := sorted(heard[0].keys() & heard[1].keys()):
         parser.error(f"speakers both in --calibrate and in --fresh: {', '.join(both[:5])}")
-    calibration, _ = calibrate(trials_of(heard[0]), heard[0], ", ".join(args.calibrate), args.fa)
-    trials = trials_of(heard[1], seed=1)
+    measured = trials_of(heard[0], groups_of(recordings[0]))
+    calibration, _ = calibrate(measured, heard[0], ", ".join(args.calibrate), args.fa)
+    trials = trials_of(heard[1], dict.fromkeys(heard[1], 0), seed=1)
     print(f"calibrated on {len(heard[0])} speakers, {calibration.note}")
     print(f"fresh: {len(heard[1])} speakers of {', '.join(args.fresh)}; half of them enrolled, {args.draws} draws")
     print(f"Cllr on the fresh speakers: {cllr(trials, calibration):.3f} bits")

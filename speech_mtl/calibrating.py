@@ -1,72 +1,21 @@
-"""Labelled recordings -> a Calibration: what one's own voices and others' score.
-
-Each voice is enrolled with some of its recordings, about ten seconds, and compared with pieces of the others: pieces
-cut at random places, as phrases of a conversation are, whole recordings, and several pieces together for longer ones.
-This is repeated with other recordings enrolled. All speakers count alike, however much there is of them.
-"""
+"""Trials -> a Calibration: what one's own voices and others' score. All speakers count alike, however much they say."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-from lhotse.cut import Cut
 
-from speech_mtl.audio import Audio, AudioError, open_sound
 from speech_mtl.calibration import LONGEST_S, SHORTEST_S, Band, Calibration
-from speech_mtl.data import DataError, read_cuts
-from speech_mtl.enrolment import Heard, Span, likeness_within, listen
-from speech_mtl.model import SpeechModel
-from speech_mtl.speakers import normalized
-from speech_mtl.tasks import label_of
+from speech_mtl.enrolment import Heard, likeness_within
+from speech_mtl.trials import BANDS_S, Trials
 
-BANDS_S = (1.0, 2.0, 4.0, 8.0)
-"""Where the bands of seconds of speech end. Equal error rates of AN4's test speakers fall from 17 % below a second over
-10, 6 and 1 % to 0.2 % from 8 s on, where more speech changes thresholds no further."""
-UNIT_S = 15.0
-"""Recordings are listened to in parts so long."""
-MOST_S = 300.0
-"""More of one speaker is not listened to."""
-ENROLLED_S = 10.0
-DRAWS = 6
-"""How often every speaker is enrolled anew."""
-PIECES = 24
-"""Of a speaker, in a band and a draw."""
-CUTS = 8
-"""Random pieces of a part."""
-LEAST_SPEECH = 0.7
-"""Share of a piece that is speech: words of a phrase follow one another closely."""
 ONE_VOICE_MISSED = 0.01
 PAIRS = 30
 """Of speakers, on which a counted threshold must rest: within 30 % of the truth with a probability of 90 % (Doddington
 et al. 2000, the rule of 30)."""
 ROUNDS = 500
 """Of the bootstrap over speakers."""
-
-Labelled = tuple[str, str, Path | Cut]
-"""Speaker, what an error calls the recording, the recording."""
-
-
-@dataclass(frozen=True)
-class Trials:
-    """Scores (P, M) of P pieces with M enrolled voices. `own` is the piece's voice among them, -1 for none of them."""
-
-    scores_PM: np.ndarray
-    seconds_P: np.ndarray
-    own_P: np.ndarray
-    speaker_P: np.ndarray
-    """Numbers of the pieces' speakers; those of the enrolled ones come first, in their order."""
-
-    @property
-    def is_own_PM(self) -> np.ndarray:
-        return self.own_P[:, None] == np.arange(self.scores_PM.shape[1])
-
-    def within(self, low_s: float, high_s: float) -> Trials:
-        """The trials with pieces from low_s to less than high_s."""
-        kept = (self.seconds_P >= low_s) & (self.seconds_P < high_s)
-        return Trials(self.scores_PM[kept], self.seconds_P[kept], self.own_P[kept], self.speaker_P[kept])
 
 
 @dataclass(frozen=True)
@@ -84,147 +33,6 @@ class BandReport:
     acceptance: tuple[float, float, float]
     """Rate, and its 95 % interval over speakers."""
     rejection: tuple[float, float, float]
-
-
-def labelled(sources: Iterable[str | Path]) -> Iterable[Labelled]:
-    """The recordings of manifests (cuts with a speaker) and of folders (one sub-folder a speaker). Raises DataError."""
-    for source in map(Path, sources):
-        if source.is_dir():
-            yield from _of_folder(source)
-            continue
-        for cut in read_cuts([source]):
-            if (speaker := label_of(cut, "speaker")) is None:
-                raise DataError(f"{source}: cut '{cut.id}' has no speaker label; calibrating needs one")
-            yield speaker, f"{source}: {cut.id}", cut
-
-
-def _of_folder(folder: Path) -> Iterable[Labelled]:
-    from soundfile import available_formats
-
-    endings = {f".{name.lower()}" for name in available_formats()} | {".oga", ".opus", ".aif"}
-    speakers = sorted(path for path in folder.iterdir() if path.is_dir())
-    files = [(s.name, f) for s in speakers for f in sorted(s.rglob("*")) if f.suffix.lower() in endings and f.is_file()]
-    if not files:
-        raise DataError(f"{folder} holds no recordings in sub-folders; expected {folder}/SPEAKER/recording.wav, ...")
-    for speaker, file in files:
-        yield speaker, str(file), file
-
-
-def hear_all(
-    model: SpeechModel, task: str, recordings: Iterable[Labelled], seed: int = 0,
-    on_done: Callable[[int], None] = lambda recordings: None,
-) -> tuple[dict[str, list[Heard]], list[str]]:  # fmt: skip
-    """The parts of each speaker's recordings, and what went wrong with the recordings left out."""
-    rng = np.random.default_rng(seed)
-    rate = model.config.features.sample_rate
-    heard: dict[str, list[Heard]] = {}
-    bad: list[str] = []
-    for number, (speaker, name, source) in enumerate(recordings, start=1):
-        own = heard.setdefault(speaker, [])
-        try:
-            for part in _parts(source, rate, MOST_S - sum(one.loudness.samples for one in own) / rate):
-                found = listen(model, task, (part, rate), lambda size: random_spans(size, model.frame_s, rng))
-                own += [found] if found.embedding is not None and found.loudness.speech_s >= SHORTEST_S else []
-        except AudioError as error:
-            bad.append(f"{name}: {error}" if isinstance(source, Cut) else str(error))
-        on_done(number)
-    return {speaker: parts for speaker, parts in sorted(heard.items()) if parts}, bad
-
-
-def _parts(source: Path | Cut, rate: int, most_s: float) -> Iterator[np.ndarray]:
-    """The recording's first `most_s` seconds in parts of UNIT_S. Raises AudioError."""
-    audio: Audio
-    if isinstance(source, Cut):
-        try:
-            audio = source.load_audio().T, source.sampling_rate
-        except Exception as error:  # lhotse raises many kinds
-            raise AudioError((str(error).strip() or repr(error)).splitlines()[0]) from None
-    else:
-        audio = source
-    size, read = round(UNIT_S * rate), 0
-    for samples in open_sound(audio, rate).blocks:
-        for start in range(0, len(samples), size):
-            if read >= most_s * rate:
-                return
-            part = samples[start : start + size]
-            read += len(part)
-            if len(part) >= SHORTEST_S * rate:
-                yield part
-
-
-def random_spans(size: int, frame_s: float, rng: np.random.Generator) -> list[Span]:
-    """CUTS spans of a part of `size` encoder frames, of all lengths from SHORTEST_S on alike (in their logarithm)."""
-    least = round(SHORTEST_S / frame_s)
-    if size <= least:
-        return []
-    lengths = np.exp(rng.uniform(np.log(least), np.log(size), CUTS)).astype(int)
-    starts = (rng.random(CUTS) * (size - lengths + 1)).astype(int)
-    return list(zip(starts.tolist(), (starts + lengths).tolist(), strict=True))
-
-
-def trials_of(heard: dict[str, list[Heard]], seed: int = 0) -> Trials:
-    """Every speaker enrolled with some parts and compared with pieces of the rest, DRAWS times. Raises DataError."""
-    names = sorted(heard, key=lambda name: (len(heard[name]) < 2, name))  # one part is not enough to be enrolled
-    enrollable = sum(len(parts) > 1 for parts in heard.values())
-    if enrollable < 1 or len(names) < 2:
-        found = f"{len(names)} speakers, {enrollable} of them with two recordings or more"
-        raise DataError(f"{found}; calibrating needs two speakers, and two recordings of one of them")
-    rng = np.random.default_rng(seed)
-    drawn: list[tuple[np.ndarray, ...]] = []
-    for _ in range(DRAWS):
-        references, pieces = [], []
-        for number, name in enumerate(names):
-            enrolled, rest = _split(heard[name], rng) if number < enrollable else ([], heard[name])
-            if enrolled:
-                references.append(normalized(np.mean([_voice(part) for part in enrolled], axis=0)))
-            seconds, embeddings = _pieces(rest, rng)
-            pieces.append((seconds, embeddings, np.full(len(seconds), number)))
-        seconds_P, embeddings_PE, speaker_P = (np.concatenate(column) for column in zip(*pieces, strict=True))
-        drawn.append((embeddings_PE @ np.stack(references).T, seconds_P, speaker_P))
-    scores_PM, seconds_P, speaker_P = (np.concatenate(column) for column in zip(*drawn, strict=True))
-    return Trials(scores_PM, seconds_P, np.where(speaker_P < enrollable, speaker_P, -1), speaker_P)
-
-
-def _split(parts: list[Heard], rng: np.random.Generator) -> tuple[list[Heard], list[Heard]]:
-    """Parts to enrol, ENROLLED_S of speech or half of what there is, and the rest."""
-    order = rng.permutation(len(parts))
-    reached_s = np.cumsum([parts[i].loudness.speech_s for i in order])
-    wanted_s = min(ENROLLED_S, reached_s[-1] / 2)
-    n = min(len(parts) - 1, 1 + int(np.searchsorted(reached_s, wanted_s)))
-    return [parts[i] for i in order[:n]], [parts[i] for i in order[n:]]
-
-
-def _voice(part: Heard) -> np.ndarray:
-    assert part.embedding is not None  # hear_all leaves silence out
-    return part.embedding
-
-
-def _pieces(parts: list[Heard], rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds of speech (P,) and voices (P, E) of pieces of these parts, at most PIECES in a band."""
-    cut = [part.pieces.with_speech(LEAST_SPEECH) for part in parts]
-    seconds = [part.loudness.speech_s for part in parts]
-    embeddings = [_voice(part) for part in parts]
-    seconds_P = np.concatenate([seconds, *(spans.times_W3[:, 2] for spans in cut)])
-    embeddings_PE = np.concatenate([np.stack(embeddings), *(s.embeddings_WE for s in cut if len(s.embeddings_WE))])
-    joined_s, joined = [seconds_P], [embeddings_PE]
-    for wanted_s in np.exp(rng.uniform(np.log(2.0), np.log(LONGEST_S), 2 * PIECES)):
-        order = rng.permutation(len(parts))
-        reached_s = np.cumsum([seconds[i] for i in order])
-        n = 1 + int(np.searchsorted(reached_s, wanted_s))
-        if 1 < n <= len(parts):
-            own = [seconds[i] for i in order[:n]]
-            joined_s.append(np.array([sum(own)]))
-            joined.append(normalized(np.average([embeddings[i] for i in order[:n]], axis=0, weights=own))[None])
-    seconds_P, embeddings_PE = np.concatenate(joined_s), np.concatenate(joined)
-    edges = (0.0, *BANDS_S, np.inf)
-    chosen = [rng.permutation(np.flatnonzero((seconds_P >= a) & (seconds_P < b)))[:PIECES] for a, b in _pairs(edges)]
-    kept = np.concatenate(chosen)
-    return seconds_P[kept], embeddings_PE[kept]
-
-
-def _pairs(edges: Iterable[float]) -> list[tuple[float, float]]:
-    edges = list(edges)
-    return list(zip(edges, edges[1:], strict=False))
 
 
 def calibrate(
@@ -258,13 +66,14 @@ def calibrate(
 
 def _gallery_sizes(trials: Trials) -> tuple[int, ...]:
     """Numbers of enrolled voices for which there are strangers' scores: 1, 2, 4, ... and as many as there are."""
-    most = int((~trials.is_own_PM).sum(axis=1).min())
-    return tuple(sorted({2**k for k in range(most.bit_length())} | {max(1, most)}))
+    others_P = trials.is_other_PM.sum(axis=1)
+    most = int(others_P[others_P > 0].min())
+    return tuple(sorted({2**k for k in range(most.bit_length())} | {most}))
 
 
 def _has_enough(trials: Trials) -> bool:
     """Pieces of two speakers at least, so that there are scores of others."""
-    return len(np.unique(trials.speaker_P)) >= 2 and bool((~trials.is_own_PM).any())
+    return len(np.unique(trials.speaker_P)) >= 2 and bool(trials.is_other_PM.any())
 
 
 def _weights(trials: Trials) -> np.ndarray:
@@ -276,7 +85,7 @@ def _weights(trials: Trials) -> np.ndarray:
 
 def accepted_share(trials: Trials, threshold: float, enrolled: int) -> float:
     """How often a stranger reaches the threshold with one of so many voices, drawn from those that are not its own."""
-    is_other_PM = ~trials.is_own_PM
+    is_other_PM = trials.is_other_PM
     others_P = is_other_PM.sum(axis=1)
     above_P = ((trials.scores_PM >= threshold) & is_other_PM).sum(axis=1)
     none_P = np.ones(len(others_P))
@@ -293,6 +102,7 @@ def threshold_at(trials: Trials, rate: float, enrolled: int) -> float:
     strangers' best scores is taken for normally distributed, and the threshold is that of a new speaker's score (a
     prediction interval: Student's t, a speaker counting as two draws, on either side of a comparison).
     """
+    trials = trials.of_pieces(np.any(trials.is_other_PM, axis=1))
     low, high = -1.0, 1.0
     for _ in range(24):
         middle = (low + high) / 2
@@ -303,7 +113,7 @@ def threshold_at(trials: Trials, rate: float, enrolled: int) -> float:
 
 def accepted_pairs(trials: Trials, threshold: float) -> int:
     """The pairs of a stranger and an enrolled voice that score so high in some trial."""
-    pieces, voices = np.nonzero((trials.scores_PM >= threshold) & ~trials.is_own_PM)
+    pieces, voices = np.nonzero((trials.scores_PM >= threshold) & trials.is_other_PM)
     return len(set(zip(trials.speaker_P[pieces].tolist(), voices.tolist(), strict=True)))
 
 
@@ -312,7 +122,7 @@ def predicted_threshold(trials: Trials, rate: float, enrolled: int) -> float:
     from scipy.special import comb
     from scipy.stats import t as students_t
 
-    is_other_PM = ~trials.is_own_PM
+    is_other_PM = trials.is_other_PM
     others_P = is_other_PM.sum(axis=1)
     scores_PM = -np.sort(-np.where(is_other_PM, trials.scores_PM, -np.inf), axis=1)
     # how often the j-th highest of n scores is the highest of `enrolled` that are drawn
@@ -341,12 +151,12 @@ def fit_logistic(trials: Trials) -> tuple[float, float, float] | None:
 
 def _columns(trials: Trials) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Scores with log seconds (n, 2), whether it is the own voice (n,), and weights (n,), half of them for either."""
-    is_own = trials.is_own_PM
+    is_own, counts = trials.is_own_PM, trials.is_own_PM | trials.is_other_PM
     log_s = np.log(np.clip(trials.seconds_P, SHORTEST_S, LONGEST_S))[:, None]
     x = np.stack([trials.scores_PM, np.broadcast_to(log_s, is_own.shape)], axis=-1).reshape(-1, 2)
     weights_PM = np.broadcast_to(_weights(trials)[:, None], is_own.shape)
-    shares = np.where(is_own, weights_PM / weights_PM[is_own].sum(), weights_PM / weights_PM[~is_own].sum())
-    return x, is_own.reshape(-1), shares.reshape(-1) * len(x) / 2
+    shares = np.where(is_own, weights_PM / weights_PM[is_own].sum(), weights_PM / weights_PM[trials.is_other_PM].sum())
+    return x[counts.reshape(-1)], is_own[counts], shares[counts] * np.count_nonzero(counts) / 2
 
 
 def cllr(trials: Trials, calibration: Calibration) -> float:
@@ -358,12 +168,12 @@ def cllr(trials: Trials, calibration: Calibration) -> float:
 
 
 def _report(trials: Trials, low_s: float, high_s: float, threshold: float) -> BandReport:
-    is_own, accepted = trials.is_own_PM, trials.scores_PM >= threshold
-    false = accepted & ~is_own
+    is_own, is_other, accepted = trials.is_own_PM, trials.is_other_PM, trials.scores_PM >= threshold
+    false = accepted & is_other
     return BandReport(
-        low_s, high_s, threshold, int(is_own.sum()), int((~is_own).sum()), int(false.sum()),
+        low_s, high_s, threshold, int(is_own.sum()), int(is_other.sum()), int(false.sum()),
         accepted_pairs(trials, threshold),
-        rate_with_interval(trials, false, ~is_own), rate_with_interval(trials, ~accepted & is_own, is_own),
+        rate_with_interval(trials, false, is_other), rate_with_interval(trials, ~accepted & is_own, is_own),
     )  # fmt: skip
 
 

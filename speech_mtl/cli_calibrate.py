@@ -33,8 +33,10 @@ def calibrate(
 ) -> None:
     """Find the thresholds for a wanted rate of false acceptance, by seconds of speech, and what probability a score is.
 
-    The recordings must be of speakers that the model was not trained on. The result is kept with --model in that
-    folder, as calibration.json; without it, or with --db, in the database of enrolled speakers.
+    The recordings must be of speakers that the model was not trained on. Of several sources, strangers are compared
+    with enrolled voices of their own: those of another microphone and room are told apart more easily. The result
+    is kept with --model in that folder, as calibration.json; without it, or with --db, in the database of enrolled
+    speakers.
 
     \b
     Example: speech-mtl calibrate recordings/ --fa 0.01
@@ -42,21 +44,23 @@ def calibrate(
     if not 0 < rate < 0.5:
         raise typer.BadParameter(f"--fa {rate:g}; expected a share above 0 and below 0.5, such as 0.01")
     recognizer = load_recognizer(model, db)
-    from speech_mtl import calibrating
+    from speech_mtl import calibrating, trials
     from speech_mtl.calibration import save_calibration
     from speech_mtl.speakers import SpeakerDatabase, default_path
 
     database = None
     if model is None or db is not None:  # a wrong one is refused before any recording is read
         database = SpeakerDatabase(db or default_path(), recognizer.model.fingerprint)
-    recordings = list(calibrating.labelled(sources))
+    recordings = list(trials.labelled(sources))
     with progress("listening", len(recordings)) as show:
-        heard, bad = calibrating.hear_all(recognizer.model, recognizer.speaker_task, recordings, on_done=show)
-    trials = calibrating.trials_of(heard)
+        heard, bad = trials.hear_all(recognizer.model, recognizer.speaker_task, recordings, on_done=show)
+    made = trials.trials_of(heard, trials.groups_of(recordings))
     measured_on = f"{len(heard)} speakers of {', '.join(map(str, sources))}"
-    found, reports = calibrating.calibrate(trials, heard, measured_on, rate)
+    found, reports = calibrating.calibrate(made, heard, measured_on, rate)
     found = found.model_copy(update={"fingerprint": recognizer.model.fingerprint})
-    typer.echo(table(found, reports, calibrating.cllr(trials, found) if found.logistic else None))
+    typer.echo(table(found, reports, calibrating.cllr(made, found) if found.logistic else None))
+    if (groups := len(set(made.group_S.tolist()))) > 1:
+        note(f"strangers are compared with enrolled voices of their own source only; there are {groups}")
     for report in reports:
         if remark := calibrating.remarks(report, rate):
             note(f"warning: {seconds(report)}: {remark}")

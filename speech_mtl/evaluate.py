@@ -87,12 +87,14 @@ def enroll_references(model: SpeechModel, cuts: CutSet, source: Source = recordi
 
 
 def fit_speakers(
-    model: SpeechModel, corpora: Sequence[CutSet], utterances: int = 3000, source: Source = recordings
-) -> None:
+    model: SpeechModel, corpora: Sequence[CutSet], shares: Sequence[float] | None = None, source: Source = recordings,
+    utterances: int = 3000,
+) -> None:  # fmt: skip
     """Refit the speaker task's projection and voices on the first training utterances of every speaker.
 
     They are heard at every speed of the training, at most `utterances` of them at each. Where the head is trained on
-    stretches, two stretches of every utterance take part beside the whole.
+    stretches, two stretches of every utterance take part beside the whole. A corpus counts by its share; without
+    shares all speakers count alike.
     """
     for name, task in model.tasks.items():
         if not isinstance(task, Speaker):
@@ -118,7 +120,7 @@ def fit_speakers(
                     features += [task(frames)["features"].cpu() for frames in views]
                     speakers += len(views) * [label_of(cut, "speaker") or "" for cut in batch.cuts]
                     numbers += len(views) * len(batch.cuts) * [number]
-            task.fit(torch.cat(features), speakers, numbers)
+            task.fit(torch.cat(features), speakers, numbers, shares)
 
 
 def speaker_task(model: SpeechModel) -> str:

@@ -41,6 +41,16 @@ def training_corpora(config: Config) -> list[CutSet]:
     return [CutSet(part) for part in {part.path: part for part in _parts(config)}.values()]
 
 
+def corpus_shares(config: Config) -> list[float] | None:
+    """Of each of `training_corpora`, its entries in data.shares together; None without them."""
+    if not config.data.shares:
+        return None
+    shares: dict[Path, float] = {}
+    for path, share in zip(config.data.train, config.data.shares, strict=True):
+        shares[Path(path)] = shares.get(Path(path), 0.0) + share
+    return list(shares.values())
+
+
 def training_cuts(config: Config, epoch: int) -> CutSet:
     """The cuts of an epoch in the shares of data.shares or data.temperature, lazily; by default `read_training`'s.
 

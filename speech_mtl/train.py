@@ -47,7 +47,7 @@ from speech_mtl.evaluate import (
     task_kinds,
 )
 from speech_mtl.initial import prepare_model
-from speech_mtl.mixture import training_corpora, training_cuts
+from speech_mtl.mixture import corpus_shares, training_corpora, training_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.sharing import SharedGradients, Targets
 from speech_mtl.survey import disjoint_tasks, label_groups
@@ -267,7 +267,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             model = self.average.module if self.config.train.ema_decay else self.raw_model
             model.eval()
-            fit_speakers(model, training_corpora(self.config), source=self._source("train"))
+            fit_speakers(model, training_corpora(self.config), corpus_shares(self.config), self._source("train"))
             summary: dict[str, Any] = {}
             if self.config.data.dev:
                 enroll = self.config.data.dev_enroll if "speaker" in self.kinds.values() else []

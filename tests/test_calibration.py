@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,20 +17,18 @@ from test_recognizer import save_tiny, speech
 
 from speech_mtl.calibrating import (
     BandReport,
-    Trials,
     accepted_share,
     cllr,
     fit_logistic,
-    labelled,
     rate_with_interval,
     remarks,
     threshold_at,
-    trials_of,
 )
 from speech_mtl.calibration import Band, Calibration, parse_calibration, read_calibration, save_calibration
 from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.data import DataError
 from speech_mtl.recognizer import Recognizer
+from speech_mtl.trials import Labelled, Trials, groups_of, hear_all, labelled, trials_of
 
 BANDS = (Band(up_to_s=2, enrolled=(1, 4), thresholds=(0.5, 0.7)), Band(enrolled=(1, 4), thresholds=(0.6, 0.8)))
 MEASURED = Calibration(
@@ -43,7 +42,7 @@ def known_trials(seed: int, speakers: int = 40, pieces: int = 400, seconds: floa
     own_P = np.repeat(np.arange(speakers), pieces)
     scores_PM = rng.normal(0.2, 0.1, (len(own_P), speakers))
     scores_PM[np.arange(len(own_P)), own_P] += 0.5
-    return Trials(scores_PM, np.full(len(own_P), seconds), own_P, own_P)
+    return Trials(scores_PM, np.full(len(own_P), seconds), own_P, own_P, np.zeros(speakers, int))
 
 
 def test_the_threshold_is_that_of_the_band_and_rises_with_the_number_enrolled() -> None:
@@ -122,7 +121,7 @@ def alike_by_pairs(seed: int, speakers: int, pieces: int = 20) -> Trials:
     speaker_P = np.repeat(np.arange(speakers), pieces)
     values_PM = 0.2 + ((pair_SS + pair_SS.T) / np.sqrt(2))[speaker_P]
     scores_PM = np.tanh(values_PM + 0.08 * rng.standard_normal(values_PM.shape))
-    return Trials(scores_PM, np.full(len(speaker_P), 3.0), speaker_P, speaker_P)
+    return Trials(scores_PM, np.full(len(speaker_P), 3.0), speaker_P, speaker_P, np.zeros(speakers, int))
 
 
 @pytest.mark.parametrize("enrolled", [1, 4])
@@ -138,6 +137,46 @@ def test_a_dozen_speakers_tell_the_rate_on_others(enrolled: int) -> None:
     assert 0.005 < np.mean(found["threshold"]) < 0.02
     assert np.mean(found["threshold"]) < 0.8 * np.mean(found["counted"])
     assert np.std(found["threshold"]) < 0.8 * np.std(found["counted"])
+
+
+@pytest.mark.parametrize("speakers", [12, 100])  # predicted, and counted
+def test_strangers_of_another_source_do_not_make_it_easier(speakers: int) -> None:
+    """Two sources whose speakers resemble nobody of the other: the threshold is that of one source."""
+    one = alike_by_pairs(0, speakers)
+    scores_PM = np.full((2 * len(one.own_P), 2 * speakers), -0.9)
+    scores_PM[: len(one.own_P), :speakers] = scores_PM[len(one.own_P) :, speakers:] = one.scores_PM
+    own_P = np.r_[one.own_P, one.own_P + speakers]
+    two = Trials(scores_PM, np.full(len(own_P), 3.0), own_P, own_P, np.repeat([0, 1], speakers))
+    for enrolled in (1, 4):
+        wanted = threshold_at(one, 0.01, enrolled)
+        # more speakers make a predicted one a little surer
+        assert threshold_at(two, 0.01, enrolled) == pytest.approx(wanted, abs=0.02 if speakers == 12 else 1e-6)
+        if speakers == 100:
+            mixed = replace(two, group_S=np.zeros(2 * speakers, int))
+            assert threshold_at(mixed, 0.01, enrolled) < wanted - 0.02
+    found, alone = fit_logistic(two), fit_logistic(one)
+    assert found and alone and found == pytest.approx(alone, rel=0.02)
+
+
+def test_sources_with_a_speaker_in_common_are_one() -> None:
+    recordings = [
+        Labelled(speaker, "", Path(), source)
+        for source, own in {"a": "xy", "b": "yz", "c": "uvw", "d": "p", "e": "pz"}.items()
+        for speaker in own
+    ]
+    groups = groups_of(recordings)
+    assert len({groups[s] for s in "xyzp"}) == 1 == len({groups[s] for s in "uvw"}) and groups["x"] != groups["u"]
+
+
+def test_a_source_of_two_speakers_is_compared_with_all(recordings: Path, tmp_path: Path) -> None:
+    recognizer = Recognizer.from_pretrained(save_tiny(tmp_path / "model"))
+    heard, _ = hear_all(recognizer.model, recognizer.speaker_task, labelled([recordings]))
+    more = {**heard, **{f"{name}'": parts for name, parts in heard.items()}}
+    numbers = {name: int(name.endswith("'")) for name in more}
+    trials = trials_of(more, numbers)
+    assert set(trials.is_other_PM.sum(axis=1)) == {2} and set(trials.is_own_PM.sum(axis=1)) == {1}
+    del more["ann"]
+    assert set(trials_of(more, numbers).is_other_PM.sum(axis=1)) == {4}
 
 
 def test_the_logistic_regression_finds_the_true_likelihood_ratio() -> None:
@@ -209,6 +248,6 @@ def test_data_that_cannot_calibrate_is_refused(tmp_path: Path, corpus: dict[str,
     with pytest.raises(DataError, match="expected .*empty/SPEAKER/recording.wav"):
         list(labelled([tmp_path / "empty"]))
     with pytest.raises(DataError, match="1 speakers, 0 of them with two recordings"):
-        trials_of({"ann": []})
+        trials_of({"ann": []}, {"ann": 0})
     done = call("calibrate", tmp_path / "none.jsonl.gz", "--db", tmp_path / "s.db")
     assert done.exit_code == 1 and "none.jsonl.gz does not exist" in done.stderr

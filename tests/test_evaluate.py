@@ -99,14 +99,16 @@ def test_the_speaker_analysis_hears_every_corpus_at_every_speed(
 ) -> None:
     """Of each of three speakers six utterances, from the first corpus as far as it has them, at both speeds."""
     model = tiny_model(tiny_config)
-    seen: list[tuple[torch.Tensor, list[str], list[int]]] = []
+    seen: list[tuple[torch.Tensor, list[str], list[int], list[float] | None]] = []
     monkeypatch.setattr(model.task("speaker"), "fit", lambda *given: seen.append(given))
     fit_speakers(model, [read_cuts([corpus["train"]]), read_cuts([corpus["dev"]])], utterances=18)
-    (features_NP, speakers, numbers), *_ = seen
+    (features_NP, speakers, numbers, shares), *_ = seen
+    assert shares is None
     at_both = {f"{name}{speed}" for name in ("ann", "bob", "cid") for speed in ("", "@0.9")}
     assert Counter(speakers) == dict.fromkeys(at_both, 6) and len(features_NP) == len(numbers) == 36
     assert set(numbers) == {0}  # the first corpus has enough
-    fit_speakers(model, [read_cuts([corpus["dev"]]), read_cuts([corpus["train"]])], utterances=18)
+    fit_speakers(model, [read_cuts([corpus["dev"]]), read_cuts([corpus["train"]])], [3.0, 1.0], utterances=18)
+    assert seen[1][3] == [3.0, 1.0]
     assert Counter(seen[1][2]) == {0: 3 * 4 * 2, 1: 3 * 2 * 2}
     slow = [i for i, name in enumerate(speakers) if name == "ann@0.9"]
     usual = [i for i, name in enumerate(speakers) if name == "ann"]

@@ -17,7 +17,7 @@ from lhotse.cut import Cut
 from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.cuts import MatchedLengths, StrungTogether, voice_of, with_labels
 from speech_mtl.data import DataError, Manifest, SpeechDataset, batches, read_cuts, take_inventory
-from speech_mtl.mixture import apportion, read_training, training_corpora, training_cuts
+from speech_mtl.mixture import apportion, corpus_shares, read_training, training_corpora, training_cuts
 from speech_mtl.survey import disjoint_tasks, label_groups, length_auc, survey
 from speech_mtl.tasks import label_of
 
@@ -122,7 +122,9 @@ def test_the_part_changes_with_epoch_and_seed_alone(three: list[str]) -> None:
 
 
 def test_a_manifest_listed_twice_keeps_its_ids_apart(three: list[str]) -> None:
-    ids = [cut.id for cut in training_cuts(config_for([three[2], three[0], three[2]], shares=[2, 1, 1]), 1)]
+    config = config_for([three[2], three[0], three[2]], shares=[2, 1, 1])
+    assert corpus_shares(config) == [3, 1] and corpus_shares(config_for(three)) is None
+    ids = [cut.id for cut in training_cuts(config, 1)]
     assert len(ids) == len(set(ids)) == 36
     # 18 cuts are six passes, and 9 more are three: the second listing goes on with the names
     assert {name.split("~")[-1] for name in ids if name.startswith("c-0~")} == set("23456789")

@@ -18,7 +18,7 @@ from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import disagreement
 from speech_mtl.tasks.pooling import PooledNorm, Pooling, bin_statistics, level_free, speech_frames
-from speech_mtl.tasks.speaker import Speaker, add_margin
+from speech_mtl.tasks.speaker import Speaker, add_margin, utterance_weights
 
 
 @pytest.fixture
@@ -252,6 +252,25 @@ def test_what_a_corpus_has_in_common_is_no_voice(corpus: dict[str, str]) -> None
     assert 5 * strengths[0] < min(strengths[1:])
     task.fit(features, [f"{name}@0.9" if i % 2 and i >= 160 else name for i, name in enumerate(speakers)], corpora)
     assert 5 * strengths[0] < (task.projection_PE[9].norm() / task.projection_PE[:4].norm()).item()
+
+
+def test_corpora_count_by_their_shares(corpus: dict[str, str]) -> None:
+    """One corpus's speakers differ in the first two dimensions, those of another, who say more, in the last two."""
+    rng = np.random.default_rng(0)
+    task = trained_speakers(corpus, lda_dim=2)
+    voices = np.zeros((12, 16))
+    voices[:6, :2], voices[6:, -2:] = rng.standard_normal((6, 2)), rng.standard_normal((6, 2))
+    own_N = np.repeat(np.arange(12), [10] * 6 + [40] * 6)
+    features = torch.from_numpy(voices[own_N] + 0.2 * rng.standard_normal((300, 16))).float()
+    speakers, corpora = [f"s{i}" for i in own_N], (own_N >= 6).astype(int).tolist()
+    for shares, kept in (((1.0, 0.01), slice(0, 2)), ((0.01, 1.0), slice(14, 16))):
+        task.fit(features, speakers, corpora, shares)
+        strengths_P = task.projection_PE.norm(dim=1)
+        assert strengths_P[kept].min() > 3 * strengths_P[2:14].max() and strengths_P.topk(2).values.sum() > 0
+        assert set(strengths_P.topk(2).indices.tolist()) == set(range(16)[kept])
+    weights_N = utterance_weights(["a", "a", "b", "c"], [0, 0, 0, 1], [4.0, 3.0])
+    assert weights_N.tolist() == [1, 1, 2, 3]
+    assert utterance_weights(["a", "a", "b", "c"], [0, 0, 0, 1], None).tolist() == [0.5, 0.5, 1, 1]
 
 
 @pytest.mark.parametrize("lda_dim", [0, 12])

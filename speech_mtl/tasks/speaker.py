@@ -7,7 +7,8 @@ In use, embeddings pass a linear discriminant analysis of the training speakers'
 recipes (Snyder et al. 2018): it drops what varies within a speaker. It reads the spectrum of the speech beside what was
 trained, which knows the training speakers too well: on phrases of unseen AN4 voices that halves the errors. Each corpus
 is centred first, since what its recordings have in common is no voice, and a voice at another speed counts as another
-speaker; both, with the scale of the directions, halve the EER of unseen speakers' turns in conversations. A training
+speaker; both, with the scale of the directions, halve the EER of unseen speakers' turns in conversations. Corpora
+count as they do in training: synthetic voices are many, and differ in other ways than people do. A training
 speaker is found as an enrolled one is, by the mean of their embeddings: on speechocean762 that names 99 % where the
 softmax's own classes name 4 %.
 """
@@ -15,6 +16,8 @@ softmax's own classes name 4 %.
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -130,10 +133,13 @@ class Speaker(Task):
         first_B = (draws_2B[1] * (lengths_B - kept_B + 1)).long().clamp(max=lengths_B - kept_B)
         return frames.stretch(first_B, first_B + kept_B, self.mel_ratio)
 
-    def fit(self, features_NP: Tensor, speakers: list[str], corpora: list[int]) -> None:
+    def fit(
+        self, features_NP: Tensor, speakers: list[str], corpora: list[int], shares: Sequence[float] | None = None
+    ) -> None:  # fmt: skip
         """Set projection and voices from 'features' of utterances, with the number of the corpus that each is from.
 
-        With too few speakers for it the embedding is the trained one.
+        In the projection a corpus counts by its share; without shares all speakers count alike. With too few speakers
+        for it the embedding is the trained one.
         """
         device = self.offset_P.device
         features_NP = features_NP.to(device)
@@ -144,7 +150,8 @@ class Speaker(Task):
             features = features_NP.cpu().numpy().astype(np.float64)
             centred_NP = centred_by_corpus(features, speakers, corpora, set(self.speakers))
             # columns beyond the directions are zero, so that the size does not depend on the data
-            directions_PK = discriminant_directions(centred_NP, speakers, self.lda_dim)
+            weights_N = utterance_weights(speakers, corpora, shares)
+            directions_PK = discriminant_directions(centred_NP, speakers, weights_N, self.lda_dim)
             self.projection_PE.zero_()[:, : self.lda_dim] = torch.from_numpy(directions_PK)
         projected_NE = self.project(features_NP)
         for row, speaker in enumerate(self.speakers):
@@ -176,7 +183,18 @@ def centred_by_corpus(features_NP: np.ndarray, speakers: list[str], corpora: lis
     return centred_NP
 
 
-def discriminant_directions(features_NP: np.ndarray, speakers: list[str], dimensions: int) -> np.ndarray:
+def utterance_weights(speakers: list[str], corpora: list[int], shares: Sequence[float] | None) -> np.ndarray:
+    """(N,): of all utterances of a corpus its share, without shares its number of speakers; all its speakers alike."""
+    of_both = Counter(zip(corpora, speakers, strict=True))
+    counts = Counter(number for number, _ in of_both)
+    share = {number: shares[number] if shares else count for number, count in counts.items()}
+    pairs = zip(corpora, speakers, strict=True)
+    return np.array([share[number] / counts[number] / of_both[number, speaker] for number, speaker in pairs])
+
+
+def discriminant_directions(
+    features_NP: np.ndarray, speakers: list[str], weights_N: np.ndarray, dimensions: int
+) -> np.ndarray:
     """(P, dimensions), float32: in which speakers differ most for what their own utterances differ.
 
     scikit-learn's analysis shrinks the total covariance, too, and then finds directions in which nothing differs.
@@ -184,11 +202,15 @@ def discriminant_directions(features_NP: np.ndarray, speakers: list[str], dimens
     from scipy.linalg import eigh
 
     names, own_N = np.unique(speakers, return_inverse=True)
-    means_CP = np.stack([features_NP[own_N == i].mean(axis=0) for i in range(len(names))])
-    within_PP = np.cov((features_NP - means_CP[own_N]).T, bias=True)
+    weights_C = np.bincount(own_N, weights_N)
+    means_CP = np.stack(
+        [np.average(features_NP[own_N == i], axis=0, weights=weights_N[own_N == i]) for i in range(len(names))]
+    )
+    within_PP = np.cov((features_NP - means_CP[own_N]).T, bias=True, aweights=weights_N)
     # a little shrinkage: the covariance within speakers is measured on a few utterances of each
     ridge_PP = np.eye(len(within_PP)) * np.trace(within_PP) / len(within_PP)
-    ratios, directions_PP = eigh(np.cov(means_CP.T, bias=True), (1 - SHRINKAGE) * within_PP + SHRINKAGE * ridge_PP)
+    between_PP = np.cov(means_CP.T, bias=True, aweights=weights_C)
+    ratios, directions_PP = eigh(between_PP, (1 - SHRINKAGE) * within_PP + SHRINKAGE * ridge_PP)
     ratios_K, directions_PK = ratios[: -dimensions - 1 : -1], directions_PP[:, : -dimensions - 1 : -1]
     return (directions_PK / np.sqrt(1 + BETWEEN * ratios_K)).astype(np.float32)
 
