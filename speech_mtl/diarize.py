@@ -27,19 +27,19 @@ PHRASE_S = 2.5
 """A longer phrase is cut at its longest pause, whatever that is."""
 MARGIN_S = 0.32
 """What is pooled on either side of a phrase: CTC writes its tokens inside their sounds."""
-LONGEST_S, POWER = 3.0, 0.6
-"""A phrase of d seconds counts min(d, 3)^0.6: neighbouring frames are no independent evidence."""
-SHORTEST_S = 1.0
+LONGEST_S, POWER = 3.0, 0.43
+"""A phrase of d seconds counts min(d, 3)^0.43: neighbouring frames are no independent evidence."""
+SHORTEST_S = 0.6
 """Shorter phrases are assigned in the end, they do not found a voice."""
 START_COSINE, START_PHRASES = 0.4, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
-WITHIN = 0.0034
+WITHIN = 0.0053
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1."""
-CENTRED = 0.7
+CENTRED = 0.5
 """Share of the recording's mean that is taken off: what all its voices have in common is the microphone."""
-FIT, SPREAD = 0.38, 4.5
+FIT, SPREAD = 0.47, 3.4
 """VBx' F_A and F_B: how much the evidence and the prior of a voice count."""
-STAY_IN, STAY_AFTER = 0.98, 0.4
+STAY_IN, STAY_AFTER = 0.98, 0.5
 """Probability that the voice stays the same in a phrase that was cut, and after a pause."""
 ROUNDS, SETTLED = 12, 1e-3
 """Rounds of the inference at most; it ends when no probability changes by more."""
