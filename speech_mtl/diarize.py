@@ -1,12 +1,16 @@
 """Who speaks when: words and the speaker head's frames -> phrases -> voices, enrolled ones and others.
 
-A phrase is a run of words without a pause; a voice may change between phrases. Every phrase has an embedding, pooled
-from the frames that recognition computed. Phrases are told apart by variational Bayes over a hidden Markov model, after
-VBx (Landini et al. 2022, arXiv 2012.14952): a voice is a Gaussian point in the discriminant space of the speaker head,
-whose prior is what the training voices were like; longer phrases count for more; voices that explain nothing vanish,
-which is what finds their number. It starts from scikit-learn's agglomerative clustering. Who is enrolled plays no part:
-as evidence heard before, enrolled voices drew phrases of others to them, most of all those that were not there; so the
-voices are found first and named afterwards.
+A phrase is a run of words without a pause, and consists of pieces, whose words touch. Each has an embedding, pooled
+from the frames that recognition computed. Voices are found in phrases, which are long enough to tell them apart, and
+then heard in pieces, since a voice may change after a pause of a tenth of a second: with phrases alone, half of the
+words given to the wrong voice were in phrases of two voices.
+
+Phrases are told apart by variational Bayes over a hidden Markov model, after VBx (Landini et al. 2022, arXiv
+2012.14952): a voice is a Gaussian point in the discriminant space of the speaker head, whose prior is what the training
+voices were like; longer phrases count for more; voices that explain nothing vanish, which is what finds their number.
+It starts from scikit-learn's agglomerative clustering. A piece's voice is the most probable one of those found, given
+all pieces. Who is enrolled plays no part: as evidence heard before, enrolled voices drew phrases of others to them,
+most of all those that were not there; so the voices are found first and named afterwards.
 
 The constants were chosen on conversations of AN4's and speechocean762's dev speakers and synthetic dev voices.
 """
@@ -14,34 +18,36 @@ The constants were chosen on conversations of AN4's and speechocean762's dev spe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from math import inf
+from typing import NamedTuple
 
 import numpy as np
 
 from speech_mtl.decode import Word
 from speech_mtl.speakers import normalized
 
-PAUSE_S = 0.16
-"""A longer one between two words may be a change of voice: of AN4's simulated conversations 1 % of phrases hold two."""
+PAUSE_S, TOUCH_S = 0.2, 0.02
+"""A longer pause between two words ends a phrase; what is shorter than the second is no pause, and ends no piece."""
 PHRASE_S = 2.5
 """A longer phrase is cut at its longest pause, whatever that is."""
 MARGIN_S = 0.32
-"""What is pooled on either side of a phrase: CTC writes its tokens inside their sounds."""
-LONGEST_S, POWER = 3.0, 0.43
-"""A phrase of d seconds counts min(d, 3)^0.43: neighbouring frames are no independent evidence."""
-SHORTEST_S = 0.6
+"""What is pooled of the pause on either side, at most half of it: CTC writes its tokens inside their sounds."""
+POWER = 0.9
+"""A phrase of d seconds counts d^0.9: neighbouring frames are no independent evidence."""
+SHORTEST_S = 0.45
 """Shorter phrases are assigned in the end, they do not found a voice."""
-START_COSINE, START_PHRASES = 0.4, 1000
+START_COSINE, START_PHRASES = 0.39, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
-WITHIN = 0.0053
+WITHIN = 0.005
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1."""
-CENTRED = 0.5
+CENTRED = 0.35
 """Share of the recording's mean that is taken off: what all its voices have in common is the microphone."""
-FIT, SPREAD = 0.47, 3.4
+FIT, SPREAD = 0.3, 2.5
 """VBx' F_A and F_B: how much the evidence and the prior of a voice count."""
-STAY_IN, STAY_AFTER = 0.98, 0.5
-"""Probability that the voice stays the same in a phrase that was cut, and after a pause."""
-ROUNDS, SETTLED = 12, 1e-3
+STAY, STAY_AFTER, LONG_PAUSE_S = 0.98, 0.5, 1.0
+"""Probability that the voice stays the same without a pause, and after a long one; in between it falls evenly."""
+ROUNDS, SETTLED = 12, 1e-2
 """Rounds of the inference at most; it ends when no probability changes by more."""
 MOST_VOICES = 10
 
@@ -55,6 +61,8 @@ class Phrase:
     """(E,) of length 1; None where the model has no speaker task."""
     labels: dict[str, np.ndarray]
     """Classify tasks' log-probabilities over this phrase by task name."""
+    pieces: list[Phrase] = field(default_factory=list)
+    """Its words, cut at every pause."""
 
     @property
     def start_s(self) -> float:
@@ -84,11 +92,11 @@ class Population:
 
 @dataclass(frozen=True)
 class Voices:
-    """The voice of every phrase, numbered in the order in which they are first heard."""
+    """The voice of every piece, numbered in the order in which they are first heard."""
 
-    of_phrase: np.ndarray
+    of_piece: np.ndarray
     probability: np.ndarray
-    """Of that voice, for each phrase."""
+    """Of that voice, for each piece."""
     centres: np.ndarray
     """(K, E), of length 1: the mean of a voice's embeddings, longer phrases counting more."""
     seconds: np.ndarray
@@ -117,26 +125,61 @@ def phrases_of(words: Sequence[Word]) -> list[list[Word]]:
     return done
 
 
+def pieces_of(run: list[Word]) -> list[list[Word]]:
+    """A phrase's words, cut at every pause."""
+    pieces = [[run[0]]]
+    for before, word in _pairs(run):
+        if word.start_s - before.end_s > TOUCH_S:
+            pieces.append([])
+        pieces[-1].append(word)
+    return pieces
+
+
+def pooled(runs: list[list[Word]]) -> list[tuple[float, float]]:
+    """What is pooled of each of some runs of words in order: (first, last) in seconds."""
+    middles_s = [(before[-1].end_s + run[0].start_s) / 2 for before, run in zip(runs, runs[1:], strict=False)]
+    return [
+        (max(run[0].start_s - MARGIN_S, first_s), min(run[-1].end_s + MARGIN_S, last_s))
+        for run, first_s, last_s in zip(runs, [-inf, *middles_s], [*middles_s, inf], strict=False)
+    ]
+
+
 def _pairs(run: list[Word]) -> list[tuple[Word, Word]]:
     return list(zip(run, run[1:], strict=False))
 
 
 def find_voices(phrases: Sequence[Phrase], population: Population, count: int | None = None) -> Voices:
-    """The phrases' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES."""
-    embeddings_UE = np.stack([phrase.embedding for phrase in phrases]).astype(np.float64)  # type: ignore[misc]
-    durations_U = np.array([phrase.end_s - phrase.start_s for phrase in phrases])
-    weights_U = np.clip(durations_U, 0.05, LONGEST_S) ** POWER
-    mean_E = np.average(embeddings_UE, axis=0, weights=weights_U)
+    """The pieces' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES."""
+    said = _Said.of(phrases)
+    mean_E = np.average(said.embeddings_UE, axis=0, weights=said.weights_U)
     centre_E = CENTRED * mean_E + (1 - CENTRED) * population.mean
-    centred_UE = embeddings_UE - centre_E
-    start_U = _start(centred_UE, durations_U, count)
-    pauses_s = np.r_[0.0, [b.start_s - a.end_s for a, b in zip(phrases, phrases[1:], strict=False)]]
-    stay_U = np.where(pauses_s > PAUSE_S, STAY_AFTER, STAY_IN)
-    scale_E = np.sqrt(population.between) / WITHIN
-    posterior_UK = _variational_bayes(
-        centred_UE * scale_E, weights_U, population.between / WITHIN, stay_U, start_U, count
-    )
-    return _numbered(posterior_UK, embeddings_UE, weights_U, durations_U)
+    scale_E, ratio_E = np.sqrt(population.between) / WITHIN, population.between / WITHIN
+    start_U = _start(said.embeddings_UE - centre_E, said.durations_U, count)
+    rho_UE = (said.embeddings_UE - centre_E) * scale_E
+    mean_KE, spread_K, prior_K = _variational_bayes(rho_UE, said.weights_U, ratio_E, said.stay_U, start_U, count)
+    said = _Said.of([piece for phrase in phrases for piece in phrase.pieces])
+    rho_UE = (said.embeddings_UE - centre_E) * scale_E
+    log_likelihood_UK = FIT * said.weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
+    posterior_UK, _ = forward_backward(log_likelihood_UK, prior_K, said.stay_U)
+    return _numbered(posterior_UK, said)
+
+
+class _Said(NamedTuple):
+    """What is known of phrases, or pieces, in a row."""
+
+    embeddings_UE: np.ndarray
+    durations_U: np.ndarray
+    weights_U: np.ndarray
+    stay_U: np.ndarray
+
+    @classmethod
+    def of(cls, phrases: Sequence[Phrase]) -> _Said:
+        embeddings_UE = np.stack([phrase.embedding for phrase in phrases]).astype(np.float64)  # type: ignore[misc]
+        durations_U = np.array([phrase.end_s - phrase.start_s for phrase in phrases])
+        pauses_U = np.array([0.0, *(b.start_s - a.end_s for a, b in zip(phrases, phrases[1:], strict=False))])
+        stay_U = np.interp(pauses_U, (0.0, LONG_PAUSE_S), (STAY, STAY_AFTER))
+        weights_U = np.clip(durations_U, 0.05, PHRASE_S) ** POWER
+        return cls(embeddings_UE, durations_U, weights_U, stay_U)
 
 
 def _start(centred_UE: np.ndarray, durations_U: np.ndarray, count: int | None) -> np.ndarray:
@@ -163,8 +206,8 @@ def _start(centred_UE: np.ndarray, durations_U: np.ndarray, count: int | None) -
 def _variational_bayes(
     rho_UE: np.ndarray, weights_U: np.ndarray, ratio_E: np.ndarray, stay_U: np.ndarray, start_U: np.ndarray,
     count: int | None,
-) -> np.ndarray:  # fmt: skip
-    """Probability (U, K) of each voice for each phrase.
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
+    """The voices as `_described`, and their prior (K,).
 
     `rho_UE` are the centred embeddings times sqrt(between) / within, `ratio_E` is between / within.
     """
@@ -173,11 +216,7 @@ def _variational_bayes(
     posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
     prior_K = np.full(K, 1 / K)
     for number in range(ROUNDS):
-        shares_UK = posterior_UK * weights_U[:, None]
-        heard_K = shares_UK.sum(axis=0)
-        variance_KE = 1 / (1 + FIT / SPREAD * heard_K[:, None] * ratio_E)
-        mean_KE = FIT / SPREAD * variance_KE * (shares_UK.T @ rho_UE)
-        spread_K = (variance_KE + mean_KE**2) @ ratio_E
+        mean_KE, spread_K = _described(posterior_UK * weights_U[:, None], rho_UE, ratio_E)
         log_likelihood_UK = FIT * weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
         before_UK, (posterior_UK, prior_K) = posterior_UK, forward_backward(log_likelihood_UK, prior_K, stay_U)
         kept = prior_K > 1e-4
@@ -188,7 +227,14 @@ def _variational_bayes(
         posterior_UK, prior_K = posterior_UK / posterior_UK.sum(axis=1, keepdims=True), prior_K / prior_K.sum()
         if kept.all() and kept.sum() <= most and np.abs(posterior_UK - before_UK).max() < SETTLED:
             break
-    return posterior_UK
+    return *_described(posterior_UK * weights_U[:, None], rho_UE, ratio_E), prior_K
+
+
+def _described(shares_UK: np.ndarray, rho_UE: np.ndarray, ratio_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Voices' means (K, E) and the expected squares of their lengths (K,), from their shares of the phrases."""
+    variance_KE = 1 / (1 + FIT / SPREAD * shares_UK.sum(axis=0)[:, None] * ratio_E)
+    mean_KE = FIT / SPREAD * variance_KE * (shares_UK.T @ rho_UE)
+    return mean_KE, (variance_KE + mean_KE**2) @ ratio_E
 
 
 def forward_backward(
@@ -198,15 +244,16 @@ def forward_backward(
     likelihood_UK = np.exp(log_likelihood_UK - log_likelihood_UK.max(axis=1, keepdims=True)) + 1e-300
     forward_UK, backward_UK = np.empty_like(likelihood_UK), np.ones_like(likelihood_UK)
     drawn_UK = (1 - stay_U)[:, None] * prior_K
+    drawn_UK[0], stay_U = prior_K, np.r_[0.0, stay_U[1:]]
     total_U = np.empty(len(stay_U))
     state_K = prior_K
-    for u, stay in enumerate(stay_U):
-        state_K = likelihood_UK[u] * (drawn_UK[u] + stay * state_K if u else prior_K)
-        total_U[u] = state_K.sum()
-        state_K = state_K / total_U[u]
-        forward_UK[u] = state_K
+    for u, (likelihood_K, drawn_K, stay) in enumerate(zip(likelihood_UK, drawn_UK, stay_U.tolist(), strict=True)):
+        state_K = likelihood_K * (drawn_K + stay * state_K)
+        total_U[u] = total = state_K.sum()
+        forward_UK[u] = state_K = state_K / total
+    scaled_UK = likelihood_UK / total_U[:, None]
     for u in range(len(stay_U) - 1, 0, -1):
-        seen_K = likelihood_UK[u] * backward_UK[u] / total_U[u]
+        seen_K = scaled_UK[u] * backward_UK[u]
         backward_UK[u - 1] = drawn_UK[u] @ seen_K + stay_U[u] * seen_K
     posterior_UK = forward_UK * backward_UK
     posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
@@ -215,14 +262,12 @@ def forward_backward(
     return posterior_UK, prior_K / prior_K.sum()
 
 
-def _numbered(
-    posterior_UK: np.ndarray, embeddings_UE: np.ndarray, weights_U: np.ndarray, durations_U: np.ndarray
-) -> Voices:
+def _numbered(posterior_UK: np.ndarray, said: _Said) -> Voices:
     best_U = posterior_UK.argmax(axis=1)
-    heard, of_phrase = np.unique(best_U, return_inverse=True)
-    order = np.argsort([int(np.argmax(of_phrase == k)) for k in range(len(heard))])
-    of_phrase = np.argsort(order)[of_phrase]
-    members = [of_phrase == k for k in range(len(heard))]
-    centres = [(weights_U[own, None] * embeddings_UE[own]).sum(axis=0) for own in members]
-    seconds = np.array([durations_U[own].sum() for own in members])
-    return Voices(of_phrase, posterior_UK.max(axis=1), normalized(np.stack(centres)), seconds)
+    heard, of_piece = np.unique(best_U, return_inverse=True)
+    order = np.argsort([int(np.argmax(of_piece == k)) for k in range(len(heard))])
+    of_piece = np.argsort(order)[of_piece]
+    members = [of_piece == k for k in range(len(heard))]
+    centres = [said.weights_U[own] @ said.embeddings_UE[own] for own in members]
+    seconds = np.array([said.durations_U[own].sum() for own in members])
+    return Voices(of_piece, posterior_UK.max(axis=1), normalized(np.stack(centres)), seconds)

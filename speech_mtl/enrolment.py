@@ -139,7 +139,7 @@ def listen(
 
     `task` is the speaker task's name; `pieces_of` names pieces of a part of so many encoder frames. Raises AudioError.
     """
-    sample_rate, frame_s, ratio = model.config.features.sample_rate, model.frame_s, model.config.encoder.subsampling
+    sample_rate, frame_s = model.config.features.sample_rate, model.frame_s
     sound, loudness = open_sound(audio, sample_rate), Loudness(sample_rate=sample_rate)
     total = np.zeros(1)
     found: tuple[list[np.ndarray], ...] = ([], [], [], [])
@@ -148,7 +148,7 @@ def listen(
             continue
         windows = regular(size, round(WINDOW_S / frame_s), round(HOP_S / frame_s))
         bounds = [(0, size), *windows, *pieces_of(size)]
-        output = model.task(task).over_spans(core.frames[task], bounds, ratio)["embedding"].cpu().numpy()  # type: ignore[operator]
+        output = model.task(task).over_spans(core.frames[task], bounds)["embedding"].cpu().numpy()  # type: ignore[operator]
         total = total + size * output[0]
         times_s = (core.start + np.array(bounds, dtype=float)) * frame_s
         n = 1 + len(windows)

@@ -14,10 +14,10 @@ import torch
 
 from speech_mtl import decode
 from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, Level, open_sound, watched
-from speech_mtl.diarize import MARGIN_S, Phrase, phrases_of
+from speech_mtl.diarize import Phrase, phrases_of, pieces_of, pooled
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks.asr import ASR
-from speech_mtl.windows import Stitch, Stretch, Window, heard_together, joined, windows
+from speech_mtl.windows import Stitch, Stretch, Window, heard_together, windows
 
 
 @dataclass
@@ -58,10 +58,14 @@ def hear_all(
     done = 0
     for heard, window, core in heard_together(model, _windows(model, audios), asr.name, others):
         if window is not None and core is not None:
-            complete = heard.stitch.add(core, window.ends)
-            answers = [asr.transcribe(stretch.log_probs_SV) for stretch in complete]
-            heard.texts += [(answer["text"], answer["without"]) for answer in answers if "without" in answer]
-            phrases = phrases_in(model, complete, [answer["words"] for answer in answers])
+            complete, pauses = heard.stitch.add(core, window.ends)
+            bounds = [0, *pauses, len(complete.log_probs_SV)]
+            words = []
+            for first, last in zip(bounds, bounds[1:], strict=False):
+                answer = asr.transcribe(complete.log_probs_SV[first:last])
+                words.append([_moved(word, (complete.start + first) * model.frame_s) for word in answer["words"]])
+                heard.texts += [(answer["text"], answer["without"])] if "without" in answer else []
+            phrases = phrases_in(model, complete, words)
             heard.phrases += phrases
             on_phrases(heard, phrases)
             on_progress(done + min(1.0, window.last / max(1, heard.samples)))
@@ -83,34 +87,40 @@ def _windows(model: SpeechModel, audios: Iterable[Audio]) -> Iterator[tuple[Hear
 
 
 @torch.inference_mode()
-def phrases_in(model: SpeechModel, stretches: list[Stretch], words: list[list[decode.Word]]) -> list[Phrase]:
-    """The words of stretches in a row, in phrases, each with what the other heads say of its frames.
+def phrases_in(model: SpeechModel, stretch: Stretch, words: list[list[decode.Word]]) -> list[Phrase]:
+    """A stretch's words, given from pause to pause, in phrases with what the other heads say of them and their pieces.
 
     One call of a head for all of them: most of its time is that of the call.
     """
-    frame_s, ratio = model.frame_s, model.config.encoder.subsampling
-    margin = round(MARGIN_S / frame_s)
-    runs: list[list[decode.Word]] = []
-    spans: list[tuple[int, int]] = []
-    begin = 0  # of the stretch, in the joined frames
-    for stretch, own in zip(stretches, words, strict=True):
-        size = len(stretch.log_probs_SV)
-        for run in phrases_of(own):
-            first, last = round(run[0].start_s / frame_s), round(run[-1].end_s / frame_s)
-            spans.append((begin + max(0, first - margin), begin + min(size, last + margin)))
-            runs.append([_moved(word, stretch.start * frame_s) for word in run])
-        begin += size
+    frame_s, start, size = model.frame_s, stretch.start, len(stretch.log_probs_SV)
+    phrases = [phrase for own in words for phrase in phrases_of(own)]
+    pieces = [pieces_of(phrase) for phrase in phrases]
+    places: dict[tuple[int, int], int] = {}  # spans, numbered; a phrase of one piece has its span
+
+    def numbers(runs: list[list[decode.Word]]) -> list[int]:
+        found = []
+        for first_s, last_s in pooled(runs):
+            first = min(max(round(first_s / frame_s) - start, 0), size - 1)
+            last = min(max(round(last_s / frame_s) - start, first + 1), size)
+            found.append(places.setdefault((first, last), len(places)))
+        return found
+
+    of_phrase, of_piece = numbers(phrases), iter(numbers([piece for own in pieces for piece in own]))
     voices: np.ndarray | None = None
     labels: dict[str, np.ndarray] = {}
-    for name, frames in joined(stretches).frames.items() if runs else []:
-        output = model.task(name).over_spans(frames, spans, ratio)  # type: ignore[operator]
+    for name, frames in stretch.frames.items() if phrases else []:
+        output = model.task(name).over_spans(frames, list(places))  # type: ignore[operator]
         if model.config.tasks[name].type == "classify":
             labels[name] = output["log_probs"].cpu().numpy()
         else:
             voices = output["embedding"].cpu().numpy()
+
+    def heard(run: list[decode.Word], i: int, parts: list[Phrase]) -> Phrase:
+        return Phrase(run, None if voices is None else voices[i], {name: of[i] for name, of in labels.items()}, parts)
+
     return [
-        Phrase(run, None if voices is None else voices[i], {name: said[i] for name, said in labels.items()})
-        for i, run in enumerate(runs)
+        heard(phrase, i, [heard(piece, next(of_piece), []) for piece in own])
+        for phrase, i, own in zip(phrases, of_phrase, pieces, strict=True)
     ]
 
 

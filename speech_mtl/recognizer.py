@@ -257,10 +257,11 @@ class Recognizer:
         names, references = self._references()
         found = find_voices(phrases, Population.of(task.voices_CE.cpu().numpy()), count)  # type: ignore[operator, union-attr]
         voices = self._voices(found, names, references)
-        speakers = [voices[k] for k in found.of_phrase]
+        speakers = [voices[k] for k in found.of_piece]
+        pieces = [piece for phrase in phrases for piece in phrase.pieces]
         segments = []
-        for turn in _turns(phrases, [voice.speaker for voice in speakers]):
-            part = [phrases[i] for i in turn]
+        for turn in _turns(pieces, [voice.speaker for voice in speakers]):
+            part = [pieces[i] for i in turn]
             segments.append(self._segment(part, speakers[turn[0]], found.probability[turn].tolist(), duration_s))
         return segments, list({voice.speaker: voice for voice in voices}.values())
 

@@ -228,25 +228,36 @@ def stretches(
     """Blocks of a recording -> what lies between its pauses, stitched. The arguments are those of `cores`."""
     stitch = Stitch(model)
     for core, ends in cores(model, blocks, asr, others, **sizes):
-        yield from stitch.add(core, ends)
+        complete, pauses = stitch.add(core, ends)
+        bounds = [0, *pauses, len(complete.log_probs_SV)]
+        parts = [stitch.part(complete, first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
+        yield from (part for part in parts if len(part.log_probs_SV))
 
 
 class Stitch:
-    """The cores of one recording, in a row -> what lies between its pauses."""
+    """The cores of one recording, in a row -> what is complete up to a pause, and its pauses."""
 
     def __init__(self, model: SpeechModel):
         self.model, self.opens_word = model, _word_openers(model)
         self.pending: list[Stretch] = []
 
-    def add(self, core: Stretch, ends: bool) -> list[Stretch]:
-        """What is complete with this core; all of it where the sound ends."""
+    def add(self, core: Stretch, ends: bool) -> tuple[Stretch, list[int]]:
+        """What is complete with this core, and at which of its frames it can be cut.
+
+        Where the sound ends all of it is complete, and is not cut.
+        """
         whole = joined([*self.pending, core])
-        places = [] if ends else _pauses(self.model, whole.log_probs_SV, self.opens_word)
-        bounds = [0, *places, len(whole.log_probs_SV)]
+        size = len(whole.log_probs_SV)
+        *pauses, last = [size] if ends else [0, *_pauses(self.model, whole.log_probs_SV, self.opens_word)]
+        rest = self.part(whole, last, size)
+        self.pending = [] if ends else [_copied(rest)]  # a view would keep all of it in memory
+        return self.part(whole, 0, last), pauses[1:]
+
+    def part(self, stretch: Stretch, low: int, high: int) -> Stretch:
+        """Frames low..high of a stretch."""
         ratio = self.model.config.encoder.subsampling
-        parts = [_part(whole, first, last, ratio) for first, last in zip(bounds, bounds[1:], strict=False)]
-        self.pending = [] if ends else [parts.pop()]
-        return [part for part in parts if len(part.log_probs_SV)]
+        frames = {name: cut_frames(whole, low, high, ratio) for name, whole in stretch.frames.items()}
+        return Stretch(stretch.start + low, stretch.log_probs_SV[low:high], frames)
 
 
 def _row(frames: Frames, row: int) -> Frames:
@@ -280,13 +291,12 @@ def _chained(parts: list[Frames]) -> Frames:
     return Frames(mel_BTF, lengths[1], blocks, lengths[0])  # type: ignore[arg-type]
 
 
-def _part(stretch: Stretch, low: int, high: int, ratio: int) -> Stretch:
-    """Frames low..high of a stretch, copied: a view would keep all of it in memory."""
-    frames = {}
-    for name, whole in stretch.frames.items():
-        part = cut_frames(whole, low, high, ratio)
-        frames[name] = part._replace(mel_BTF=part.mel_BTF.clone(), blocks=[block.clone() for block in part.blocks])
-    return Stretch(stretch.start + low, stretch.log_probs_SV[low:high].clone(), frames)
+def _copied(stretch: Stretch) -> Stretch:
+    frames = {
+        name: own._replace(mel_BTF=own.mel_BTF.clone(), blocks=[block.clone() for block in own.blocks])
+        for name, own in stretch.frames.items()
+    }
+    return Stretch(stretch.start, stretch.log_probs_SV.clone(), frames)
 
 
 def _word_openers(model: SpeechModel) -> Tensor:

@@ -9,9 +9,20 @@ from conftest import tiny_model, tiny_values
 
 from speech_mtl.config import parse_config
 from speech_mtl.decode import Word
-from speech_mtl.diarize import Phrase, Population, Voices, find_voices, forward_backward, phrases_of
+from speech_mtl.diarize import (
+    MARGIN_S,
+    Phrase,
+    Population,
+    Voices,
+    find_voices,
+    forward_backward,
+    phrases_of,
+    pieces_of,
+    pooled,
+)
 from speech_mtl.speakers import normalized
 from speech_mtl.tasks import Frames
+from speech_mtl.tasks.pooling import Pooling
 from speech_mtl.windows import cut_frames
 
 E = 64
@@ -29,15 +40,25 @@ def conversation(
         length_s = rng.uniform(0.3, 3.0)
         embedding = normalized(voices[voice] + noise / length_s**0.5 * rng.standard_normal(E))
         place_s += 0.5
-        phrases.append(Phrase([Word("a", place_s, place_s + length_s, 0.9)], embedding, {}))
+        phrases.append(phrase([one_piece(place_s, place_s + length_s, embedding)]))
         truth.append(voice)
         place_s += length_s
     return phrases, np.array(truth), voices
 
 
+def one_piece(start_s: float, end_s: float, embedding: np.ndarray) -> Phrase:
+    return Phrase([Word("a", start_s, end_s, 0.9)], embedding, {})
+
+
+def phrase(pieces: list[Phrase]) -> Phrase:
+    """Its embedding is the mean of its pieces', longer ones counting more."""
+    total = sum((piece.end_s - piece.start_s) * piece.embedding for piece in pieces)  # type: ignore[operator]
+    return Phrase([word for piece in pieces for word in piece.words], normalized(total), {}, pieces)  # type: ignore[arg-type]
+
+
 def purity(found: Voices, truth: np.ndarray) -> float:
-    """Share of the phrases that are of their voice's most frequent true voice."""
-    return sum(np.bincount(truth[found.of_phrase == k]).max() for k in set(found.of_phrase)) / len(truth)
+    """Share of the pieces that are of their voice's most frequent true voice."""
+    return sum(np.bincount(truth[found.of_piece == k]).max() for k in set(found.of_piece)) / len(truth)
 
 
 POPULATION = Population(np.zeros(E), np.full(E, 0.5 / E))
@@ -48,10 +69,26 @@ def test_voices_and_their_number_are_found(n_voices: int) -> None:
     phrases, truth, voices = conversation(n_voices, 40 * n_voices)
     found = find_voices(phrases, POPULATION)
     assert len(found.centres) == n_voices and purity(found, truth) > 0.97
-    firsts = [int(np.argmax(found.of_phrase == k)) for k in range(n_voices)]
+    firsts = [int(np.argmax(found.of_piece == k)) for k in range(n_voices)]
     assert firsts == sorted(firsts)  # numbered as they are first heard
     assert found.seconds.sum() == pytest.approx(sum(p.end_s - p.start_s for p in phrases))
     assert ((found.centres @ voices.T).max(axis=1) > 0.95).all()
+
+
+def test_a_voice_may_change_within_a_phrase() -> None:
+    """Of phrases in which one voice answers another at once, every piece is given to its own voice."""
+    phrases, truth, voices = conversation(2, 60)
+    rng, place_s = np.random.default_rng(1), phrases[-1].end_s
+    said = list(truth)
+    for _ in range(10):
+        place_s += 1.0
+        first, second = (normalized(voice + 0.05 * rng.standard_normal(E)) for voice in voices)
+        pieces = [one_piece(place_s, place_s + 1.0, first), one_piece(place_s + 1.1, place_s + 1.7, second)]
+        phrases.append(phrase(pieces))
+        place_s += 1.7
+        said += [0, 1]
+    found = find_voices(phrases, POPULATION)
+    assert len(found.centres) == 2 and purity(found, np.array(said)) == 1
 
 
 def test_the_number_can_be_given() -> None:
@@ -71,7 +108,7 @@ def test_a_few_phrases_do_not_crash(n_phrases: int) -> None:
     phrases, _, _ = conversation(1, n_phrases)
     for count in (None, 1, 3):
         found = find_voices(phrases, POPULATION, count)
-        assert len(found.of_phrase) == n_phrases and (found.probability > 0).all()
+        assert len(found.of_piece) == n_phrases and (found.probability > 0).all()
     assert len(find_voices([phrases[0]] * 5, POPULATION).centres) == 1  # embeddings alike in every digit
 
 
@@ -120,6 +157,14 @@ def test_phrases_end_at_pauses_and_long_ones_at_their_longest() -> None:
     assert phrases_of([]) == [] and len(phrases_of([word("loooong", 0, 60)])) == 1
 
 
+def test_pieces_are_words_that_touch_and_reach_halfway_into_pauses() -> None:
+    words = [word("a", 0.0, 0.3), word("b", 0.31, 0.5), word("c", 0.6, 0.9), word("d", 2.0, 2.2)]
+    pieces = pieces_of(words)
+    assert [[w.text for w in piece] for piece in pieces] == [["a", "b"], ["c"], ["d"]]
+    expected = [(-MARGIN_S, 0.55), (0.55, 0.9 + MARGIN_S), (2.0 - MARGIN_S, 2.2 + MARGIN_S)]
+    np.testing.assert_allclose(pooled(pieces), expected)
+
+
 def test_spans_give_what_the_head_gives_for_them_alone() -> None:
     values = tiny_values({"train": "", "dev": ""})
     values["tasks"]["gender"] = {"type": "classify"}
@@ -131,7 +176,19 @@ def test_spans_give_what_the_head_gives_for_them_alone() -> None:
             frames = Frames(
                 whole.mel_BTF, whole.mel_lengths_B, [b + torch.randn(32) for b in whole.blocks], whole.lengths_B
             )
-            found = model.task(name).over_spans(frames, spans, 4)[key]  # type: ignore[operator]
+            found = model.task(name).over_spans(frames, spans)[key]  # type: ignore[operator]
             for row, span in zip(found, spans, strict=True):
                 alone = model.task(name)(cut_frames(frames, *span, 4))[key][0]
                 torch.testing.assert_close(row, alone, atol=1e-5, rtol=1e-4)
+
+
+def test_a_span_of_scores_far_below_the_others_is_pooled() -> None:
+    """Attention that all but leaves a span out of the recording: in the span alone it counts as if it were none."""
+    pooling = Pooling(d_model=4, n_mels=2, n_blocks=1, mel_ratio=4, spectrum=False).eval()
+    pooling.attention = torch.nn.Linear(4, 4)  # type: ignore[assignment]
+    torch.nn.init.eye_(pooling.attention.weight)
+    block = torch.cat([torch.full((1, 5, 4), 200.0), torch.randn(1, 5, 4)], dim=1)
+    frames = Frames(torch.zeros(1, 40, 2), torch.tensor([40]), [block], torch.tensor([10]))
+    loud, quiet = pooling.span_statistics(frames, [(0, 5), (5, 10)])
+    torch.testing.assert_close(loud[:4], torch.full((4,), 200.0))
+    torch.testing.assert_close(quiet[:4], block[0, 5:].mean(0), atol=1e-5, rtol=1e-4)

@@ -204,8 +204,8 @@ def test_adaptors_stand_side_by_side_and_spans_read_them_alike() -> None:
         norm, linear, _ = pooling.adaptors[i]
         expected = torch.nn.functional.silu(linear(norm(block)))
         torch.testing.assert_close(combined[..., 3 * i : 3 * i + 3], expected)
-    weighed = pooling.weighed(frames)
-    torch.testing.assert_close(pooling(weighed.spans([(0, 6)], 4)), pooling(weighed), atol=1e-5, rtol=1e-4)
+    whole = pooling.span_statistics(frames, [(0, 6)])
+    torch.testing.assert_close(whole, pooling.statistics(frames), atol=1e-5, rtol=1e-4)
 
 
 def test_a_list_of_blocks_reads_these(corpus: dict[str, str]) -> None:

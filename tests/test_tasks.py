@@ -106,7 +106,7 @@ def test_pooling_of_constant_frames() -> None:
     frame_D, mel_F = torch.tensor([1.0, -2.0, 0.5, 3.0]), torch.tensor([0.5, -1.0])
     mel_BTF = torch.cat([mel_F.expand(1, 20, 2), torch.full((1, 8, 2), 9.0)], dim=1)
     frames = Frames(mel_BTF, torch.tensor([20]), [frame_D.expand(1, 7, 4)] * 2, torch.tensor([5]))
-    pooled = pooling(pooling.weighed(frames))
+    pooled = pooling(frames)
     expected = torch.cat([frame_D, torch.zeros(4), mel_F, torch.zeros(2)])
     torch.testing.assert_close(pooled[0] * math.sqrt(1 + 1e-5), expected, atol=2e-3, rtol=0)
 
@@ -134,7 +134,7 @@ def test_statistics_hear_neither_quiet_nor_padding_nor_the_spectrum_the_level() 
 
     def pooled(mel_BTF: torch.Tensor, frames_BSD: torch.Tensor, mel_lengths_B: torch.Tensor) -> torch.Tensor:
         given = Frames(mel_BTF, mel_lengths_B, [frames_BSD], (mel_lengths_B + 3) // 4)
-        return pooling.statistics(pooling.weighed(given))
+        return pooling.statistics(given)
 
     alone = pooled(speech, frames, lengths)
     between = torch.cat([torch.randn(1, 4, 4), frames, torch.randn(1, 4, 4)], dim=1)
@@ -170,9 +170,7 @@ def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> N
     short = shared._replace(lengths_B=torch.ones_like(shared.lengths_B))
     assert task.crop(short).lengths_B.tolist() == [1, 1, 1, 1]
     whole = task.eval()(shared)["features"][:, :16]
-    assert torch.equal(
-        whole, task._trained(task.pooling.statistics(task.pooling.weighed(shared)))
-    )  # in use it hears everything
+    assert torch.equal(whole, task._trained(task.pooling.statistics(shared)))  # in use it hears everything
 
 
 def test_stretches_of_frames_pool_as_spans_do(model: SpeechModel, corpus: dict[str, str]) -> None:
@@ -181,7 +179,7 @@ def test_stretches_of_frames_pool_as_spans_do(model: SpeechModel, corpus: dict[s
     shared = model.trunk(batch.audio_BN, batch.samples_B)
     task: Speaker = model.task("speaker")  # type: ignore[assignment]
     stretch = shared.stretch(torch.tensor([3]), torch.tensor([9]), task.mel_ratio)
-    spans = task.over_spans(shared, [(3, 9)], task.mel_ratio)
+    spans = task.over_spans(shared, [(3, 9)])
     assert torch.allclose(task(stretch)["embedding"], spans["embedding"], atol=1e-5)
 
 

@@ -37,19 +37,11 @@ class Frames(NamedTuple):
         return Frames(self.mel_BTF[rows_B], self.mel_lengths_B[rows_B], blocks, self.lengths_B[rows_B])
 
     def stretch(self, first_B: Tensor, last_B: Tensor, mel_ratio: int) -> Frames:
-        """Encoder frames first..last of each utterance (last not among them), and their `mel_ratio` mel frames each.
-
-        Of one utterance there may be many stretches.
-        """
+        """Encoder frames first..last of each utterance (last not among them), and their `mel_ratio` mel frames each."""
         lengths_B, mel_first_B = last_B - first_B, first_B * mel_ratio
         mel_lengths_B = torch.minimum(last_B * mel_ratio, self.mel_lengths_B) - mel_first_B
         blocks = [stretch(block, first_B, lengths_B) for block in self.blocks]
         return Frames(stretch(self.mel_BTF, mel_first_B, mel_lengths_B), mel_lengths_B, blocks, lengths_B)
-
-    def spans(self, spans: list[tuple[int, int]], mel_ratio: int) -> Frames:
-        """Stretches (first, last) of one utterance, as utterances of their own."""
-        first_W, last_W = torch.tensor(spans, device=self.lengths_B.device).T
-        return self.stretch(first_W, last_W, mel_ratio)
 
     def to(self, device: torch.device) -> Frames:
         blocks = [block.to(device) for block in self.blocks]

@@ -37,14 +37,15 @@ class Classify(Task):
         return {"classes": classes_B, "mask": classes_B >= 0}
 
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
-        return self._log_probs(self.pooling.weighed(frames.of_rows(rows_B)))
+        return self._log_probs(self.pooling.statistics(frames.of_rows(rows_B)))
 
-    def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
-        """The output for each span (first, last) of one utterance's encoder frames, `mel_ratio` mel frames each."""
-        return self._log_probs(self.pooling.weighed(frames).spans(spans, mel_ratio))
+    def over_spans(self, frames: Frames, spans: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """The output for each span (first, last) of one utterance's encoder frames."""
+        return self._log_probs(self.pooling.span_statistics(frames, spans))
 
-    def _log_probs(self, weighed: Frames) -> dict[str, Tensor]:
-        return {"log_probs": F.log_softmax(self.linear(self.dropout(self.pooling(weighed))).float(), dim=1)}
+    def _log_probs(self, statistics_BP: Tensor) -> dict[str, Tensor]:
+        pooled_BP = self.dropout(self.pooling.norm(statistics_BP))
+        return {"log_probs": F.log_softmax(self.linear(pooled_BP).float(), dim=1)}
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         return F.nll_loss(output["log_probs"], targets["classes"][targets["mask"]], reduction="sum")

@@ -17,11 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from speech_mtl.features import frame_mask
-from speech_mtl.tasks import Frames
+from speech_mtl.tasks import Frames, stretch
 
 LOUDEST, SPEECH_RANGE = 0.05, 0.9
 """Frames whose level, the mean of the normalised mel bins, is within this of the loudest twentieth are taken for
 speech: 13 dB where the bins are normalised by a corpus."""
+LEAST_SCORE = -60.0
+"""Attention scores count from so far below the utterance's highest, within what single precision can tell from 0."""
 
 
 class Pooling(nn.Module):
@@ -53,28 +55,44 @@ class Pooling(nn.Module):
         weights = self.block_weights.softmax(0)
         return sum(w * block for w, block in zip(weights, blocks, strict=True))  # type: ignore[return-value]
 
-    def weighed(self, frames: Frames) -> Frames:
-        """The same with two blocks: the combined frames and their scores (B, S, C), which `forward` pools."""
-        frames_BSC = self.combined(frames.blocks)
-        return frames._replace(blocks=[frames_BSC, self.attention(frames_BSC).float()])
+    def forward(self, frames: Frames) -> Tensor:
+        return self.norm(self.statistics(frames))
 
-    def forward(self, weighed: Frames) -> Tensor:
-        return self.norm(self.statistics(weighed))
-
-    def statistics(self, weighed: Frames) -> Tensor:
+    def statistics(self, frames: Frames) -> Tensor:
         """pooled_BP before it is normalised; its last 2·F columns are those of the spectrum."""
-        frames_BSC, scores_BSC = weighed.blocks
-        speech_BT = speech_frames(weighed.mel_BTF, weighed.mel_lengths_B)
-        mask_BS1 = self.encoder_frames(speech_BT, weighed.lengths_B, frames_BSC.size(1))[..., None]
-        pooled = [*statistics(frames_BSC, scores_BSC.masked_fill(~mask_BS1, -math.inf).softmax(dim=1))]
+        frames_BSC = self.combined(frames.blocks)
+        speech_BT = speech_frames(frames.mel_BTF, frames.mel_lengths_B)
+        mask_BS = self.encoder_frames(speech_BT, frame_mask(frames.lengths_B, frames_BSC.size(1)))
+        scores_BSC = self.attention(frames_BSC).float().masked_fill(~mask_BS[..., None], -math.inf)
+        pooled = [*statistics(frames_BSC, scores_BSC.softmax(dim=1))]
         if self.spectrum:
-            pooled += bin_statistics(weighed.mel_BTF, speech_BT)
+            pooled += bin_statistics(frames.mel_BTF, speech_BT)
         return torch.cat(pooled, dim=1)
 
-    def encoder_frames(self, speech_BT: Tensor, lengths_B: Tensor, size: int) -> Tensor:
-        """Which of `size` encoder frames (B, S) hold a mel frame of speech."""
+    def span_statistics(self, frames: Frames, spans: list[tuple[int, int]]) -> Tensor:
+        """`statistics` (W, P) of spans (first, last) of one utterance's encoder frames, each as if it stood alone.
+
+        What spans share is done once, and their sums are products of a matrix of spans and frames: a hundred spans cost
+        little more than one.
+        """
+        frames_1SC = self.combined(frames.blocks)
+        first_W1, last_W1 = torch.tensor(spans, device=frames_1SC.device)[..., None].unbind(1)
+        mel_last_W1 = (last_W1 * self.mel_ratio).minimum(frames.mel_lengths_B)
+        speech_WT = speech_in_spans(frames.mel_BTF, first_W1 * self.mel_ratio, mel_last_W1)
+        steps_S = torch.arange(frames_1SC.size(1), device=frames_1SC.device)
+        mask_WS = self.encoder_frames(speech_WT, (steps_S >= first_W1) & (steps_S < last_W1))
+        frames_SC, scores_SC = frames_1SC[0].float(), self.attention(frames_1SC)[0].float()
+        # far below the highest score a frame counts for nothing, unless its span has no other
+        shares_SC = (scores_SC - scores_SC.amax(0)).clamp(min=LEAST_SCORE).exp()
+        pooled = span_moments(mask_WS, frames_SC, shares_SC)
+        if self.spectrum:
+            pooled += span_moments(speech_WT, frames.mel_BTF[0].float())
+        return torch.cat(pooled, dim=1)
+
+    def encoder_frames(self, speech_BT: Tensor, mask_BS: Tensor) -> Tensor:
+        """Which of an utterance's encoder frames (B, S) hold a mel frame of speech; all of them where none does."""
+        size = mask_BS.size(1)
         padded = F.pad(speech_BT, (0, size * self.mel_ratio - speech_BT.size(1)))
-        mask_BS = frame_mask(lengths_B, size)
         held_BS = padded.unflatten(1, (size, self.mel_ratio)).any(2) & mask_BS
         return held_BS | (mask_BS & ~held_BS.any(1, keepdim=True))
 
@@ -86,6 +104,19 @@ def statistics(x_BTC: Tensor, shares_BTC: Tensor) -> tuple[Tensor, Tensor]:
     return mean_BC, (variance_BC + 1e-6).sqrt()
 
 
+def span_moments(mask_WT: Tensor, x_TC: Tensor, shares_TC: Tensor | None = None) -> list[Tensor]:
+    """`statistics` (W, C) of the frames of each span; here the shares need not add up to 1 (None: all alike)."""
+    mask_WT = mask_WT.to(x_TC.dtype)
+    centre_C = x_TC.mean(0)  # taken off, since small differences of large squares would be lost
+    centred_TC = weighed_TC = x_TC - centre_C
+    total_WC = mask_WT.sum(1, keepdim=True)
+    if shares_TC is not None:
+        weighed_TC, total_WC = shares_TC * centred_TC, mask_WT @ shares_TC
+    mean_WC = mask_WT @ weighed_TC / total_WC
+    variance_WC = (mask_WT @ (weighed_TC * centred_TC) / total_WC - mean_WC.square()).clamp(min=0)
+    return [centre_C + mean_WC, (variance_WC + 1e-6).sqrt()]
+
+
 def bin_statistics(mel_BTF: Tensor, speech_BT: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (B, F) of every mel bin over the frames of speech; as products, which are faster."""
     shares_B1T = (speech_BT / speech_BT.sum(1, keepdim=True)).to(mel_BTF.dtype)[:, None]
@@ -95,11 +126,24 @@ def bin_statistics(mel_BTF: Tensor, speech_BT: Tensor) -> tuple[Tensor, Tensor]:
 
 def speech_frames(mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
     """Which mel frames (B, T) are loud enough to be speech; one of an utterance at least."""
-    mask_BT = frame_mask(lengths_B, mel_BTF.size(1))
-    level_BT = mel_BTF.mean(2).masked_fill(~mask_BT, -1e9)
+    level_BT = mel_BTF.mean(2)
+    return frame_mask(lengths_B, mel_BTF.size(1)) & (level_BT >= least_level(level_BT, lengths_B))
+
+
+def speech_in_spans(mel_1TF: Tensor, first_W1: Tensor, last_W1: Tensor) -> Tensor:
+    """`speech_frames` (W, T) of spans first..last of one utterance, each as if it stood alone."""
+    level_1T = mel_1TF.mean(2)
+    lengths_W = (last_W1 - first_W1)[:, 0]
+    least_W1 = least_level(stretch(level_1T[..., None], first_W1[:, 0], lengths_W)[..., 0], lengths_W)
+    steps_T = torch.arange(level_1T.size(1), device=level_1T.device)
+    return (steps_T >= first_W1) & (steps_T < last_W1) & (level_1T >= least_W1)
+
+
+def least_level(level_BT: Tensor, lengths_B: Tensor) -> Tensor:
+    """The level (B, 1) from which frames of an utterance are taken for speech."""
+    level_BT = level_BT.masked_fill(~frame_mask(lengths_B, level_BT.size(1)), -1e9)
     rank_B1 = (LOUDEST * lengths_B).long()[:, None]
-    loud_B1 = level_BT.sort(dim=1, descending=True).values.gather(1, rank_B1)
-    return level_BT >= loud_B1 - SPEECH_RANGE
+    return level_BT.sort(dim=1, descending=True).values.gather(1, rank_B1) - SPEECH_RANGE
 
 
 def level_free(bins_BP: Tensor, scale_F: Tensor) -> Tensor:

@@ -93,17 +93,13 @@ class Speaker(Task):
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         frames = frames.of_rows(rows_B)
         if self.training:
-            weighed = self.pooling.weighed(self.crop(frames) if self.crop_S else frames)
-            trained_BE = self._trained(self.pooling.statistics(weighed))
+            trained_BE = self._trained(self.pooling.statistics(self.crop(frames) if self.crop_S else frames))
             return {"embedding": trained_BE, "cosine": self._cosine(trained_BE)}
-        return self._projected(self.pooling.weighed(frames))
+        return self._projected(self.pooling.statistics(frames))
 
-    def over_spans(self, frames: Frames, spans: list[tuple[int, int]], mel_ratio: int) -> dict[str, Tensor]:
-        """The output for each span (first, last) of one utterance's encoder frames, `mel_ratio` mel frames each.
-
-        Frames that several spans share are weighed once.
-        """
-        return self._projected(self.pooling.weighed(frames).spans(spans, mel_ratio))
+    def over_spans(self, frames: Frames, spans: list[tuple[int, int]]) -> dict[str, Tensor]:
+        """The output for each span (first, last) of one utterance's encoder frames."""
+        return self._projected(self.pooling.span_statistics(frames, spans))
 
     def _trained(self, statistics_BP: Tensor) -> Tensor:
         return F.normalize(self.embedding(self.dropout(self.pooling.norm(statistics_BP))).float(), dim=1)
@@ -111,9 +107,8 @@ class Speaker(Task):
     def _cosine(self, trained_BE: Tensor) -> Tensor:
         return trained_BE @ F.normalize(self.centres.float(), dim=1).T
 
-    def _projected(self, weighed: Frames) -> dict[str, Tensor]:
+    def _projected(self, statistics_BP: Tensor) -> dict[str, Tensor]:
         """In use; 'features' (B, P) are what the embedding is projected from."""
-        statistics_BP = self.pooling.statistics(weighed)
         features_BP = trained_BE = self._trained(statistics_BP)
         if self.spectrum:
             spectrum_BP = level_free(statistics_BP[:, -2 * len(self.mel_scale_F) :], self.mel_scale_F)
