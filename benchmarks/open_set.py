@@ -5,19 +5,27 @@
 
 Half of the fresh speakers are enrolled, about ten seconds each, the others are strangers; this is drawn many times.
 A trial is a piece of a recording, as in `speech-mtl calibrate`, named as `identify` would. Rates are means over the
-speakers, with a 95 % interval from drawing speakers anew.
+speakers, with a 95 % interval from drawing speakers anew. Then the same in conversations of four, where a voice is
+named by all that it says: rates are of words, and the interval is that of drawing conversations anew.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
+from lhotse import CutSet
 
+import data_prep
 from speech_mtl.calibrating import calibrate, cllr
 from speech_mtl.calibration import Calibration
+from speech_mtl.conversations import Row, evaluate_conversations
+from speech_mtl.model import SpeechModel
 from speech_mtl.recognizer import PRETRAINED, Recognizer
+from speech_mtl.tasks import label_of
 from speech_mtl.trials import BANDS_S, Trials, groups_of, hear_all, labelled, trials_of
 
 KINDS = ("strangers named", "enrolled not named", "enrolled named wrongly")
@@ -33,6 +41,9 @@ def main() -> None:
     parser.add_argument("--fresh", nargs="+", default=fresh, metavar="SOURCE", help="of other speakers")
     parser.add_argument("--fa", type=float, default=0.01, help="wanted share of strangers who are given a name")
     parser.add_argument("--draws", type=int, default=100, help="how often half of the speakers are enrolled")
+    pairs = [("data/an4/enroll.jsonl.gz", "data/an4/trial.jsonl.gz"), (held_out[2], held_out[3])]
+    conversations = [f"{enroll},{trial}" for enroll, trial in pairs]
+    parser.add_argument("--conversations", nargs="*", default=conversations, metavar="ENROLL,TRIAL", help="manifests")
     args = parser.parse_args()
 
     recognizer = Recognizer.from_pretrained(args.model)
@@ -56,6 +67,11 @@ def main() -> None:
                 for kind, rates in zip(KINDS, shares(part, calibration, args.draws), strict=True)
             ]
             print(f"{name:<18}{'; '.join(shown)} ({len(part.own_P)} pieces)")
+    for pair in args.conversations:
+        enroll, trial = pair.split(",")
+        rows = list(conversation_rows(recognizer.model, calibration, enroll, trial))
+        print(f"conversations of {trial}, {len(rows)}: {KINDS[0]} {of_words(rows, 'strangers')} of the words, ", end="")
+        print(f"{KINDS[1]} {of_words(rows, 'known')}")
 
 
 def shares(trials: Trials, calibration: Calibration, draws: int, seed: int = 0) -> list[np.ndarray]:
@@ -78,6 +94,37 @@ def shares(trials: Trials, calibration: Calibration, draws: int, seed: int = 0) 
             tried[kind] += np.bincount(trials.speaker_P, of_P, minlength=speakers)
             hits[kind] += np.bincount(trials.speaker_P, hit_P, minlength=speakers)
     return [h[t > 0] / t[t > 0] for h, t in zip(hits, tried, strict=True)]
+
+
+def conversation_rows(
+    model: SpeechModel, calibration: Calibration, enroll: str, trial: str, draws: int = 10
+) -> Iterator[Row]:
+    """Ten simulated conversations, scored with another half of the speakers enrolled in each draw."""
+    cuts = list(CutSet.from_file(enroll))
+    speakers = sorted({label_of(cut, "speaker") or "" for cut in cuts})
+    with TemporaryDirectory() as place:
+        folder = Path(place)
+        data_prep.prepare("conversations", Path(trial), folder, minutes=2, conversations=10, speakers=4, seed=11)
+        for draw in range(draws):
+            half = set(np.random.default_rng(draw).permutation(speakers)[: len(speakers) // 2].tolist())
+            enrolled = CutSet.from_cuts(cut for cut in cuts if label_of(cut, "speaker") in half)
+            enrolled.to_file(folder / f"{draw}.jsonl.gz")
+            recognizer = Recognizer(model, calibration, folder / f"{draw}.db")
+            rows: list[Row] = []
+            manifest, enrolled_manifest = (str(folder / f"{name}.jsonl.gz") for name in ("conversations", draw))
+            evaluate_conversations(recognizer, [manifest], folder / str(draw), [enrolled_manifest], on_row=rows.append)
+            yield from rows
+
+
+def of_words(rows: list[Row], part: str, rounds: int = 2000) -> str:
+    """Share of the wrong words in per cent, with its interval over conversations."""
+    counts = np.array([[row[part]["errors"], row[part]["words"]] for row in rows])
+    ids = np.array([row["id"] for row in rows])
+    of_id = np.array([counts[ids == one].sum(axis=0) for one in sorted(set(ids.tolist()))])
+    drawn = of_id[np.random.default_rng(0).integers(len(of_id), size=(rounds, len(of_id)))].sum(axis=1)
+    low, high = np.percentile(drawn[:, 0] / drawn[:, 1], [2.5, 97.5])
+    errors, words = counts.sum(axis=0)
+    return f"{100 * errors / words:.1f} % ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def interval(rates: np.ndarray, rounds: int = 2000) -> str:

@@ -61,11 +61,13 @@ def table(summary: dict[str, Any]) -> str:
         "tcpWER": f"{percent(summary['tcpwer'])} (5 s)",
         "DER": f"{percent(summary['der'])} (collar 0.25 s) of {summary['der_s']['total']:.0f} s",
         "words under the right name": f"{percent(summary['named'])} of {summary['recognised_words']} ({named})",
+        "strangers' words named": percent(summary["strangers_named"]),
+        "enrolled speakers' words not named": percent(summary["enrolled_not_named"]),
         "number of voices right": f"{summary['voices_right']} of {summary['conversations']} conversations",
         "real-time factor": f"{summary['cost']['rtf']:.4f}",
     }
     width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items() if value != "-")
 
 
 def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str, force: bool) -> list[str]:

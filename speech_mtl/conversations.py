@@ -4,7 +4,8 @@ A conversation is a cut with one supervision an utterance (text, speaker, times)
 makes them. Scores: WER over the words in time's order; cpWER and tcpWER (meeteval: words per speaker under the best
 assignment of speakers, the latter with times within 5 s); DER (pyannote.metrics, 0.25 s to either side of a reference's
 edges not scored); the share of the recognised words that stand under the name of who was speaking then. Where nobody is
-enrolled, names are those of the best assignment.
+enrolled, names are those of the best assignment; where somebody is, the shares of strangers' words that stand under a
+name, and of enrolled speakers' words that stand under none, are given, too.
 """
 
 from __future__ import annotations
@@ -82,8 +83,10 @@ def score(result: Result, cut: Cut, recognizer: Recognizer) -> Row:
             raise DataError(f"conversation '{cut.id}': utterance '{supervision.id}' lacks a text or a speaker")
     reference = [(s.speaker or "", normalize(s.text or "", config), s.start, s.end) for s in truth]
     hypothesis = [(s.speaker or UNKNOWN, s.text, s.start_s, s.end_s) for s in result.segments]
-    names = recognizer.database.names()
-    named, words = _named(result, truth, names)
+    names = set(recognizer.database.names())
+    said = _said_by(result, truth)
+    strangers = {pair: count for pair, count in said.items() if pair[0] not in names}
+    known = {pair: count for pair, count in said.items() if pair[0] in names}
     return {
         "speakers": len({speaker for speaker, *_ in reference}),
         "voices": len({speaker for speaker, *_ in hypothesis}),
@@ -91,7 +94,13 @@ def score(result: Result, cut: Cut, recognizer: Recognizer) -> Row:
         "cp": speaker_word_errors(reference, hypothesis),
         "tcp": speaker_word_errors(reference, hypothesis, TCP_COLLAR_S),
         "der": diarization_errors(reference, hypothesis, result.duration_s),
-        "named": named, "words": words, "enrolled": len(names),
+        "named": _under_the_right_name(said, names), "words": said.total(), "enrolled": len(names),
+        "strangers": {
+            "words": sum(strangers.values()), "errors": sum(n for (_, by), n in strangers.items() if by in names),
+        },
+        "known": {
+            "words": sum(known.values()), "errors": sum(n for (_, by), n in known.items() if by not in names),
+        },
     }  # fmt: skip
 
 
@@ -135,8 +144,8 @@ def diarization_errors(reference: list[Said], hypothesis: list[Said], duration_s
     return {name: round(float(found[key]), 3) for name, key in parts.items()}
 
 
-def _named(result: Result, truth: list[SupervisionSegment], enrolled: list[str]) -> tuple[int, int]:
-    """Recognised words under the right name, and all of them."""
+def _said_by(result: Result, truth: list[SupervisionSegment]) -> Counter[tuple[str, str]]:
+    """How many recognised words stand under which name: (who said them, the name)."""
     pairs: Counter[tuple[str, str]] = Counter()
     for segment in result.segments:
         for word in segment.words:
@@ -145,12 +154,16 @@ def _named(result: Result, truth: list[SupervisionSegment], enrolled: list[str])
             speaking = [s.speaker or "" for s, d in zip(truth, distance_s, strict=True) if d == min(distance_s)]
             said_by = word.speaker or UNKNOWN
             pairs[said_by if said_by in speaking else speaking[0], said_by] += 1
+    return pairs
+
+
+def _under_the_right_name(said: Counter[tuple[str, str]], enrolled: set[str]) -> int:
+    """How many words stand under the name of who said them, those of strangers under none."""
     if enrolled:
-        right = {(name, name) for name, _ in pairs if name in enrolled}
-        right |= {(name, said) for name, said in pairs if name not in enrolled and is_unknown(said)}
+        right = {(name, by) for name, by in said if (by == name if name in enrolled else is_unknown(by))}
     else:
-        right = set(_best_assignment(pairs))
-    return sum(count for pair, count in pairs.items() if pair in right), sum(pairs.values())
+        right = set(_best_assignment(said))
+    return sum(count for pair, count in said.items() if pair in right)
 
 
 def _best_assignment(pairs: Counter[tuple[str, str]]) -> Iterable[tuple[str, str]]:
@@ -181,6 +194,8 @@ def summarize(rows: list[Row]) -> dict[str, Any]:
         "der": round(wrong_s / der["total"], 6) if der["total"] else None, "der_s": der,
         "named": round(sum(row["named"] for row in rows) / words, 6) if words else None,
         "recognised_words": words,
+        "strangers_named": rate("strangers") if rows[0]["enrolled"] else None,
+        "enrolled_not_named": rate("known") if rows[0]["enrolled"] else None,
         "voices_right": sum(row["speakers"] == row["voices"] for row in rows),
         "enrolled": rows[0]["enrolled"],
         "cost": {"audio_s": round(audio_s, 3), "rtf": round(compute_s / audio_s, 6)},

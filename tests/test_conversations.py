@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from test_recognizer import save_tiny
 
 import data_prep
 from data_prep.common import PrepareError
-from speech_mtl.conversations import diarization_errors, speaker_word_errors
+from speech_mtl.conversations import _under_the_right_name, diarization_errors, speaker_word_errors
 
 
 def simulate(folder: Path, **options: object) -> list:
@@ -101,6 +102,15 @@ def test_diarization_errors_worked_by_hand() -> None:
     assert diarization_errors(TRUTH, longer, 9.0)["false_alarm"] == 0.75
 
 
+def test_strangers_and_enrolled_voices_are_counted_apart() -> None:
+    said = Counter({
+        ("ann", "ann"): 5, ("ann", "unknown 1"): 2, ("ann", "bob"): 1, ("bob", "bob"): 3, ("cid", "ann"): 2,
+        ("cid", "unknown 1"): 4,
+    })  # fmt: skip
+    assert _under_the_right_name(said, {"ann", "bob"}) == 5 + 3 + 4
+    assert _under_the_right_name(said, set()) == 5 + 3 + 4  # 'unknown 1' is cid
+
+
 def test_evaluate_conversations(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model")
     cuts = simulate(tmp_path, minutes=0.3)
@@ -112,6 +122,8 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     words = sum(len((s.text or "").split()) for cut in cuts for s in cut.supervisions)
     assert summary["asr"]["words"] == words and summary["enrolled"] == 3 and summary["conversations"] == 2
     assert 0 <= summary["named"] <= 1 and summary["der_s"]["total"] > 0
+    assert summary["strangers_named"] is None and 0 <= summary["enrolled_not_named"] <= 1
+    assert "strangers' words named" not in result.stdout and "enrolled speakers' words not named" in result.stdout
     rows = [json.loads(line) for line in (tmp_path / "eval" / "conversations.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [cut.id for cut in cuts]
     said = json.loads((tmp_path / "eval" / f"{cuts[0].id}.json").read_text())
