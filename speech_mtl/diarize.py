@@ -13,8 +13,9 @@ all pieces. Who is enrolled plays no part: as evidence heard before, enrolled vo
 most of all those that were not there; so the voices are found first and named afterwards.
 
 The constants were chosen on conversations of AN4's and speechocean762's dev speakers, of synthetic dev voices, and of
-104 training speakers heard by four heads that were trained without them: a dozen dev speakers alone are too few, what
-suits them best loses a voice in every third conversation of others.
+104 training speakers heard by four heads that were trained without them, two minutes long and parts of them of 35 and
+40 seconds: a dozen dev speakers alone are too few, what suits them best loses a voice in every third conversation of
+others.
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ WITHIN = 0.006
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1."""
 CENTRED = 0.57
 """Share of the recording's mean that is taken off: what all its voices have in common is the microphone."""
-FIT, SPREAD = 0.29, 2.0
-"""VBx' F_A and F_B: how much the evidence and the prior of a voice count."""
+FIT, SPREAD, MUCH = 0.29, 2.0, 60.0
+"""VBx' F_A and F_B: how much the evidence and the prior of a voice count. Where all phrases together weigh less than
+the third, about a minute of words, the prior counts less by the root of it: a voice has but a phrase or two."""
 STAY, STAY_AFTER, LONG_PAUSE_S = 0.96, 0.4, 0.4
 """Probability that the voice stays the same without a pause, and after a long one; in between it falls evenly."""
 ROUNDS, SETTLED = 20, 1e-2
@@ -158,7 +160,9 @@ def find_voices(phrases: Sequence[Phrase], population: Population, count: int | 
     scale_E, ratio_E = np.sqrt(population.between) / WITHIN, population.between / WITHIN
     start_U = _start(said.embeddings_UE - centre_E, said.durations_U, count)
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
-    mean_KE, spread_K, prior_K = _variational_bayes(rho_UE, said.weights_U, ratio_E, said.stay_U, start_U, count)
+    spread = SPREAD * min(1.0, said.weights_U.sum() / MUCH) ** 0.5
+    voices = _variational_bayes(rho_UE, said.weights_U, ratio_E, spread, said.stay_U, start_U, count)
+    mean_KE, spread_K, prior_K = voices
     said = _Said.of([piece for phrase in phrases for piece in phrase.pieces])
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
     log_likelihood_UK = FIT * said.weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
@@ -206,8 +210,8 @@ def _start(centred_UE: np.ndarray, durations_U: np.ndarray, count: int | None) -
 
 
 def _variational_bayes(
-    rho_UE: np.ndarray, weights_U: np.ndarray, ratio_E: np.ndarray, stay_U: np.ndarray, start_U: np.ndarray,
-    count: int | None,
+    rho_UE: np.ndarray, weights_U: np.ndarray, ratio_E: np.ndarray, spread: float, stay_U: np.ndarray,
+    start_U: np.ndarray, count: int | None,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
     """The voices as `_described`, and their prior (K,).
 
@@ -218,7 +222,7 @@ def _variational_bayes(
     posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
     prior_K = np.full(K, 1 / K)
     for number in range(ROUNDS):
-        mean_KE, spread_K = _described(posterior_UK * weights_U[:, None], rho_UE, ratio_E)
+        mean_KE, spread_K = _described(posterior_UK * weights_U[:, None], rho_UE, ratio_E, spread)
         log_likelihood_UK = FIT * weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
         before_UK, (posterior_UK, prior_K) = posterior_UK, forward_backward(log_likelihood_UK, prior_K, stay_U)
         kept = prior_K > 1e-4
@@ -229,13 +233,15 @@ def _variational_bayes(
         posterior_UK, prior_K = posterior_UK / posterior_UK.sum(axis=1, keepdims=True), prior_K / prior_K.sum()
         if kept.all() and kept.sum() <= most and np.abs(posterior_UK - before_UK).max() < SETTLED:
             break
-    return *_described(posterior_UK * weights_U[:, None], rho_UE, ratio_E), prior_K
+    return *_described(posterior_UK * weights_U[:, None], rho_UE, ratio_E, spread), prior_K
 
 
-def _described(shares_UK: np.ndarray, rho_UE: np.ndarray, ratio_E: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _described(
+    shares_UK: np.ndarray, rho_UE: np.ndarray, ratio_E: np.ndarray, spread: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Voices' means (K, E) and the expected squares of their lengths (K,), from their shares of the phrases."""
-    variance_KE = 1 / (1 + FIT / SPREAD * shares_UK.sum(axis=0)[:, None] * ratio_E)
-    mean_KE = FIT / SPREAD * variance_KE * (shares_UK.T @ rho_UE)
+    variance_KE = 1 / (1 + FIT / spread * shares_UK.sum(axis=0)[:, None] * ratio_E)
+    mean_KE = FIT / spread * variance_KE * (shares_UK.T @ rho_UE)
     return mean_KE, (variance_KE + mean_KE**2) @ ratio_E
 
 
