@@ -134,16 +134,21 @@ def speech_in_spans(mel_1TF: Tensor, first_W1: Tensor, last_W1: Tensor) -> Tenso
     """`speech_frames` (W, T) of spans first..last of one utterance, each as if it stood alone."""
     level_1T = mel_1TF.mean(2)
     lengths_W = (last_W1 - first_W1)[:, 0]
-    least_W1 = least_level(stretch(level_1T[..., None], first_W1[:, 0], lengths_W)[..., 0], lengths_W)
+    level_WT = stretch(level_1T[..., None], first_W1[:, 0], lengths_W)[..., 0]
+    least_W1 = least_level(level_WT, lengths_W, count=int(LOUDEST * level_WT.size(1)) + 1)
     steps_T = torch.arange(level_1T.size(1), device=level_1T.device)
     return (steps_T >= first_W1) & (steps_T < last_W1) & (level_1T >= least_W1)
 
 
-def least_level(level_BT: Tensor, lengths_B: Tensor) -> Tensor:
-    """The level (B, 1) from which frames of an utterance are taken for speech."""
+def least_level(level_BT: Tensor, lengths_B: Tensor, count: int | None = None) -> Tensor:
+    """The level (B, 1) from which frames of an utterance are taken for speech.
+
+    The `count` loudest frames are looked at, which is 20 times as fast as all (None); an exported graph cannot count.
+    """
     level_BT = level_BT.masked_fill(~frame_mask(lengths_B, level_BT.size(1)), -1e9)
     rank_B1 = (LOUDEST * lengths_B).long()[:, None]
-    return level_BT.sort(dim=1, descending=True).values.gather(1, rank_B1) - SPEECH_RANGE
+    sorted_BT = level_BT.sort(dim=1, descending=True).values if count is None else level_BT.topk(count, dim=1).values
+    return sorted_BT.gather(1, rank_B1) - SPEECH_RANGE
 
 
 def level_free(bins_BP: Tensor, scale_F: Tensor) -> Tensor:
