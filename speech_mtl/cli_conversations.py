@@ -61,13 +61,15 @@ def table(summary: dict[str, Any]) -> str:
         "tcpWER": f"{percent(summary['tcpwer'])} (5 s)",
         "DER": f"{percent(summary['der'])} (collar 0.25 s) of {summary['der_s']['total']:.0f} s",
         "words under the right name": f"{percent(summary['named'])} of {summary['recognised_words']} ({named})",
-        "strangers' words named": percent(summary["strangers_named"]),
-        "enrolled speakers' words not named": percent(summary["enrolled_not_named"]),
         "number of voices right": f"{summary['voices_right']} of {summary['conversations']} conversations",
         "real-time factor": f"{summary['cost']['rtf']:.4f}",
     }
+    if summary["strangers_named"] is not None:
+        lines["strangers' words named"] = percent(summary["strangers_named"])
+    if summary["enrolled_not_named"] is not None:
+        lines["enrolled speakers' words not named"] = percent(summary["enrolled_not_named"])
     width = max(map(len, lines))
-    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items() if value != "-")
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in lines.items())
 
 
 def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str, force: bool) -> list[str]:

@@ -58,10 +58,9 @@ def hear_all(
     done = 0
     for heard, window, core in heard_together(model, _windows(model, audios), asr.name, others):
         if window is not None and core is not None:
-            complete, pauses = heard.stitch.add(core, window.ends)
-            bounds = [0, *pauses, len(complete.log_probs_SV)]
+            complete, bounds = heard.stitch.add(core, window.ends)
             words = []
-            for first, last in zip(bounds, bounds[1:], strict=False):
+            for first, last in bounds:
                 answer = asr.transcribe(complete.log_probs_SV[first:last])
                 words.append([_moved(word, (complete.start + first) * model.frame_s) for word in answer["words"]])
                 heard.texts += [(answer["text"], answer["without"])] if "without" in answer else []

@@ -228,30 +228,29 @@ def stretches(
     """Blocks of a recording -> what lies between its pauses, stitched. The arguments are those of `cores`."""
     stitch = Stitch(model)
     for core, ends in cores(model, blocks, asr, others, **sizes):
-        complete, pauses = stitch.add(core, ends)
-        bounds = [0, *pauses, len(complete.log_probs_SV)]
-        parts = [stitch.part(complete, first, last) for first, last in zip(bounds, bounds[1:], strict=False)]
-        yield from (part for part in parts if len(part.log_probs_SV))
+        complete, bounds = stitch.add(core, ends)
+        yield from (stitch.part(complete, first, last) for first, last in bounds)
 
 
 class Stitch:
-    """The cores of one recording, in a row -> what is complete up to a pause, and its pauses."""
+    """The cores of one recording, in a row -> what is complete, and what of it lies between two pauses."""
 
     def __init__(self, model: SpeechModel):
         self.model, self.opens_word = model, _word_openers(model)
         self.pending: list[Stretch] = []
 
-    def add(self, core: Stretch, ends: bool) -> tuple[Stretch, list[int]]:
-        """What is complete with this core, and at which of its frames it can be cut.
+    def add(self, core: Stretch, ends: bool) -> tuple[Stretch, list[tuple[int, int]]]:
+        """What is complete with this core, maybe nothing, and its frames first..last that can be decoded by themselves.
 
         Where the sound ends all of it is complete, and is not cut.
         """
         whole = joined([*self.pending, core])
         size = len(whole.log_probs_SV)
-        *pauses, last = [size] if ends else [0, *_pauses(self.model, whole.log_probs_SV, self.opens_word)]
-        rest = self.part(whole, last, size)
+        bounds = [0, size] if ends else [0, *_pauses(self.model, whole.log_probs_SV, self.opens_word)]
+        rest = self.part(whole, bounds[-1], size)
         self.pending = [] if ends else [_copied(rest)]  # a view would keep all of it in memory
-        return self.part(whole, 0, last), pauses[1:]
+        parts = [(first, last) for first, last in zip(bounds, bounds[1:], strict=False) if first < last]
+        return self.part(whole, 0, bounds[-1]), parts
 
     def part(self, stretch: Stretch, low: int, high: int) -> Stretch:
         """Frames low..high of a stretch."""
