@@ -1,12 +1,13 @@
 """From frames to one vector an utterance: statistics of the frames, and of the spectrum itself.
 
-Frames -> statistics_BP with P = 2·C + 2·F (2·C without the spectrum), which the heads normalise (`norm`). Attentive mean
-and deviation (Okabe et al. 2018, arXiv 1803.10963) of a learnt weighting of the blocks (as in SUPERB, arXiv 2105.01051;
-C = D), or of all blocks side by side (MFA-Conformer, arXiv 2203.15249), each through an adaptor of width A, as Cai & Li
-put them on a frozen recogniser (2023, arXiv 2309.03019; C = blocks·A). Beside them mean and deviation of every mel bin:
-the long-term spectrum tells voices apart well, and a trunk that learns to recognise words drops it; here it need not
-carry it. All statistics are over frames that are loud enough to be speech: a head that hears the quiet around it knows
-recordings, not voices.
+Frames -> statistics_BP with P = 2·C + 2·F (2·C without the spectrum), which the heads normalise (`norm`).
+
+Attentive mean and deviation (Okabe et al. 2018, arXiv 1803.10963) of a learnt weighting of the blocks (as in SUPERB,
+arXiv 2105.01051; C = D), or of all blocks side by side (MFA-Conformer, arXiv 2203.15249), each through an adaptor of
+width A, as Cai & Li put them on a frozen recogniser (2023, arXiv 2309.03019; C = blocks·A). Beside them mean and
+deviation of every mel bin: the long-term spectrum tells voices apart well, and a trunk that learns to recognise words
+drops it; here it need not carry it. All statistics are over frames that are loud enough to be speech: a head that hears
+the quiet around it knows recordings, not voices.
 """
 
 from __future__ import annotations
