@@ -28,6 +28,7 @@ from speech_mtl.cli_options import (
     LmWeight,
     Model,
     Precision,
+    PriorWeight,
     UnknownScore,
     WordScore,
     check_engine,
@@ -222,6 +223,7 @@ def evaluate_(
     lm_weight: LmWeight = None,
     word_score: WordScore = None,
     unknown_score: UnknownScore = None,
+    prior_weight: PriorWeight = None,
     hot_word: HotWords = None,
     boost: Boost = None,
 ) -> None:
@@ -231,7 +233,7 @@ def evaluate_(
     Example: speech-mtl evaluate runs/an4 data/an4/test.jsonl.gz --enroll data/an4/test_enroll.jsonl.gz --out eval
     """
     out = out or model / "eval"
-    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
+    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
     if conversations:
         from speech_mtl.cli_conversations import evaluate as evaluate_conversations
 
@@ -308,6 +310,7 @@ def transcribe(
     lm_weight: LmWeight = None,
     word_score: WordScore = None,
     unknown_score: UnknownScore = None,
+    prior_weight: PriorWeight = None,
     hot_word: HotWords = None,
     boost: Boost = None,
 ) -> None:
@@ -329,7 +332,7 @@ def transcribe(
     if len(set(targets.values())) < len(targets):
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
     check_engine(engine, model)
-    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, hot_word, boost)
+    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
     recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding, precision))
 
     _transcribe(recognizer, files, fmt, targets, stream, count)

@@ -48,6 +48,10 @@ WordScore = Annotated[
 UnknownScore = Annotated[
     float | None, typer.Option("--unknown-score", help="Added for a word the language model lacks, at most 0.")
 ]
+PriorWeight = Annotated[
+    float | None,
+    typer.Option("--prior-weight", help="How far rare letters are made cheaper, where there is a language model."),
+]
 HotWords = Annotated[
     list[str] | None,
     typer.Option("--hot-word", metavar="WORD", help="A word to expect; repeatable; asks for a beam search."),
@@ -105,10 +109,12 @@ def checked_device(device: str) -> str:
 
 def decoding_of(
     beam: int | None, lm: Path | None, lm_weight: float | None, word_score: float | None, unknown_score: float | None,
-    hot_words: list[str] | None, boost: float | None,
+    prior_weight: float | None, hot_words: list[str] | None, boost: float | None,
 ) -> Decoding | None:  # fmt: skip
     """The beam search that was asked for; None for the best path. A setting that would do nothing is a wrong call."""
-    of_lm = {"lm_weight": lm_weight, "word_score": word_score, "unknown_score": unknown_score}
+    of_lm = {
+        "lm_weight": lm_weight, "word_score": word_score, "unknown_score": unknown_score, "prior_weight": prior_weight,
+    }  # fmt: skip
     for name, value in of_lm.items():
         if value is not None and lm is None:
             raise typer.BadParameter(f"--{name.replace('_', '-')} has a meaning only with --lm FILE")

@@ -3,6 +3,11 @@
 A language model is an ARPA file or a KenLM binary of whole words, read by KenLM out of flashlight-text's wheel (the
 extra 'lm'). Words that it lacks can still be written, at the price of its <unk>. A hot word gains its boost letter by
 letter and loses it where the word turns out to be another one.
+
+A CTC model has learnt how frequent letters are, and is surest of the frequent ones; a language model that says so once
+more makes the rare ones too dear. So with a language model every token's probability is divided by a power of its share
+in the model's own words, after the label priors of EESEN (Miao et al. 2015, arXiv 1507.08240) and the density ratio of
+McDermott et al. (2019, arXiv 2002.11268).
 """
 
 from __future__ import annotations
@@ -10,10 +15,10 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from math import isfinite, log
+from math import exp, isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -29,8 +34,12 @@ UNKNOWN_FLOOR = -7.0
 BINARY_MAGIC = b"mmap lm http://kheafield.com/code format version"
 RANGES = {
     "beam": (1, 1000), "lm_weight": (0.0, 10.0), "word_score": (-20.0, 20.0), "unknown_score": (-100.0, 0.0),
-    "boost": (0.0, 50.0),
+    "prior_weight": (0.0, 2.0), "boost": (0.0, 50.0),
 }  # fmt: skip
+PRIOR_WEIGHT = 0.6
+"""For a tokenizer of characters; with longer pieces, whose shares differ far more, it was not tried and is 0."""
+LEAST_SHARE = 1e-3
+"""A token's share is not taken for less."""
 LANGUAGE_MODEL, HOT_WORDS = "language model", "hot words"
 
 
@@ -43,8 +52,8 @@ class Decoding:
     """Settings of the beam search. Raises DecodingError where one is out of range.
 
     A text's score is ln p(text | sound) + lm_weight · ln p(words) + word_score · words + unknown_score · unknown words
-    + boost · hot words. The weight and the two scores were chosen on AN4's development set with a trigram of its
-    training texts.
+    + boost · hot words, where with a language model every token's ln p gains -prior_weight · ln(its share). Weights and
+    scores were chosen on AN4's development set with a trigram of its training texts.
     """
 
     beam: int = 32
@@ -56,6 +65,8 @@ class Decoding:
     """Of every word, where there is a language model: more than 0 makes up for the words it makes dearer."""
     unknown_score: float = -3.0
     """Of every word that the language model lacks, beside its probability of <unk>."""
+    prior_weight: float | None = None
+    """None: PRIOR_WEIGHT for a tokenizer of characters, 0 for one of longer pieces."""
     hot_words: tuple[str, ...] = ()
     """A phrase counts as its words."""
     boost: float = 5.0
@@ -63,7 +74,7 @@ class Decoding:
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
-            if not isfinite(value) or not low <= value <= high:
+            if value is not None and not (isfinite(value) and low <= value <= high):
                 raise DecodingError(f"{name} {value:g}; expected {low:g} to {high:g}")
 
 
@@ -105,6 +116,15 @@ class LanguageModel:
     def end(self, state: Any) -> float:
         """ln p(the text ends here)."""
         return LN_10 * self._model.finish(state)[1]
+
+    def shares(self, tokenizer: Tokenizer) -> list[float]:
+        """Of each of the tokenizer's pieces, in the model's words by their own probabilities; 0 where none has it."""
+        counts = [0.0] * len(tokenizer.pieces)
+        for word, index in self._index.items():
+            probability = exp(LN_10 * self._model.score(self._model.start(True), index)[1])
+            for token in tokenizer.encode(word):
+                counts[token] += probability
+        return [count / sum(counts) for count in counts]
 
     def begins_a_word(self, letters: str) -> bool:
         """Whether a known word starts with these letters."""
@@ -186,22 +206,35 @@ class Decoder:
         self.decoding, self.tokenizer = decoding, tokenizer
         self.hot_words = checked_hot_words(decoding.hot_words, tokenizer)
         self.lm = LanguageModel(decoding.lm, tokenizer) if decoding.lm is not None else None
+        self.gains_V = self._gains() if self.lm else []
+        """What each token gains by the language model's use, the blank (the last one) nothing."""
         used = {LANGUAGE_MODEL: self.lm is not None, HOT_WORDS: bool(self.hot_words)}
         self.helps = [name for name, is_used in used.items() if is_used]
 
     def __call__(self, log_probs_SV: Tensor) -> tuple[list[int], dict[str, list[int]]]:
         """(the text's tokens, the tokens found without each help by its name), so that its effect can be told."""
-        rows = log_probs_SV.tolist()
-        without = {name: self._search(rows, [other for other in self.helps if other != name]) for name in self.helps}
-        return self._search(rows, self.helps), without
+        without = {
+            name: self._search(log_probs_SV, [other for other in self.helps if other != name]) for name in self.helps
+        }
+        return self._search(log_probs_SV, self.helps), without
 
-    def _search(self, rows: Sequence[Sequence[float]], helps: list[str]) -> list[int]:
+    def _gains(self) -> list[float]:
+        assert self.lm is not None
+        weight = self.decoding.prior_weight
+        if weight is None:
+            weight = PRIOR_WEIGHT if self.tokenizer.config.units == "characters" else 0.0
+        shares = self.lm.shares(self.tokenizer)
+        return [*(-weight * log(max(share, LEAST_SHARE)) if share else 0.0 for share in shares), 0.0]
+
+    def _search(self, log_probs_SV: Tensor, helps: list[str]) -> list[int]:
         scorer: beam.Scorer = beam.Nothing()
+        if LANGUAGE_MODEL in helps:
+            log_probs_SV = log_probs_SV + log_probs_SV.new_tensor(self.gains_V)
         if helps:
             lm = self.lm if LANGUAGE_MODEL in helps else None
             hot_words = self.hot_words if HOT_WORDS in helps else []
             scorer = WordScorer(self.tokenizer.pieces, self.decoding, lm, hot_words)
-        return beam.search(rows, scorer, self.decoding.beam)[0]
+        return beam.search(log_probs_SV.tolist(), scorer, self.decoding.beam)[0]
 
     def describe(self) -> dict[str, Any]:
         """The settings, for a file that records them."""

@@ -143,6 +143,37 @@ def test_a_word_the_language_model_lacks_can_still_be_written(tokenizer: Tokeniz
     assert tokenizer.decode(ids) == "cac"
 
 
+@needs_kenlm
+def test_a_letters_price_is_its_share_of_the_language_models_words(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Worked by hand from the unigrams' column: 'ab' has ▁, a and b, 'c' has ▁ and c."""
+    text = to_arpa(["ab", "ab ab c"], order=2)
+    (tmp_path / "lm.arpa").write_text(text)
+    columns = [line.split("\t") for line in text.split("\\2-grams:")[0].splitlines() if "\t" in line]
+    p = {word: 10 ** float(value) for value, word, *_ in columns}
+    total = 3 * p["ab"] + 2 * p["c"]
+    expected = {"▁": (p["ab"] + p["c"]) / total, "a": p["ab"] / total, "b": p["ab"] / total, "c": p["c"] / total}
+    shares = LanguageModel(tmp_path / "lm.arpa", tokenizer).shares(tokenizer)
+    for piece, share in zip(tokenizer.pieces, shares, strict=True):
+        assert share == pytest.approx(expected.get(piece, 0.0), abs=1e-6)
+    decoder = Decoder(Decoding(lm=str(tmp_path / "lm.arpa"), prior_weight=0.5), tokenizer)
+    gains = dict(zip([*tokenizer.pieces, "blank"], decoder.gains_V, strict=True))
+    assert gains["c"] == pytest.approx(-0.5 * log(expected["c"]), abs=1e-5) and gains["blank"] == 0
+    assert gains["c"] > gains["a"] > gains["▁"] > 0
+    assert [Decoder(Decoding(lm=str(tmp_path / "lm.arpa"), prior_weight=0.0), tokenizer).gains_V] == [[0.0] * 5]
+
+
+@needs_kenlm
+def test_between_words_alike_the_rarer_letters_are_believed(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "lm.arpa").write_text(to_arpa(["a a a a a b", "b c"], order=2))
+    sound_SV = torch.full((3, 5), 1e-6)
+    for frame, heard in enumerate([{"▁": 1.0}, {"a": 0.5, "c": 0.45}, {"": 1.0}]):
+        for piece, probability in heard.items():
+            sound_SV[frame, tokenizer.pieces.index(piece) if piece else 4] = probability
+    for weight, text in ((0.0, "a"), (1.0, "c")):
+        decoding = Decoding(lm=str(tmp_path / "lm.arpa"), lm_weight=0.0, prior_weight=weight)
+        assert tokenizer.decode(Decoder(decoding, tokenizer)(sound_SV.log())[0]) == text
+
+
 def test_a_narrow_beam_keeps_the_tree_small(tokenizer: Tokenizer) -> None:
     rows = random_rows(frames=300, vocabulary=5, seed=1)
     tokens, score = beam.search(rows, beam.Nothing(), width=4)
