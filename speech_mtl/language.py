@@ -223,6 +223,8 @@ class Decoder:
         weight = self.decoding.prior_weight
         if weight is None:
             weight = PRIOR_WEIGHT if self.tokenizer.config.units == "characters" else 0.0
+        if not weight:
+            return [0.0] * (len(self.tokenizer) + 1)
         shares = self.lm.shares(self.tokenizer)
         return [*(-weight * log(max(share, LEAST_SHARE)) if share else 0.0 for share in shares), 0.0]
 
