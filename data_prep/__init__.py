@@ -27,6 +27,7 @@ CORPORA: dict[str, str] = {
     "kaldi": "data_prep.kaldi",
     "jsonl": "data_prep.jsonl",
     "synthetic": "data_prep.synthetic",
+    "kokoro": "data_prep.kokoro",
     "conversations": "data_prep.conversations",
 }
 

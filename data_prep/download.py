@@ -1,4 +1,4 @@
-"""Fetch a corpus's public archives: resumed where broken off, verified, unpacked inside the target folder only.
+"""Fetch a corpus's public archives and files: resumed where broken off, verified, unpacked inside the target only.
 
 ``fetch(archives, target) -> target`` downloads every archive into ``target/NAME.part`` (a second call continues it by
 HTTP Range), checks size and, where one is publicly known, the checksum, unpacks, and leaves ``target/.NAME.done`` so
@@ -34,6 +34,8 @@ class Archive:
     url: str
     file_name: str = ""
     sha256: str | None = None
+    unpack: bool = True
+    """False for a file that stays as it is."""
 
     @property
     def name(self) -> str:
@@ -49,9 +51,12 @@ def fetch(archives: Iterable[Archive], target: Path) -> Path:
         part = target / f"{archive.name}.part"
         _download(archive, part)
         _verify(archive, part)
-        _unpack(archive, part, target)
+        if archive.unpack:
+            _unpack(archive, part, target)
+        else:
+            part.replace(target / archive.name)
         done.write_text(f"{archive.url}\n")
-        part.unlink()
+        part.unlink(missing_ok=True)
     return target
 
 
@@ -104,7 +109,7 @@ def _verify(archive: Archive, part: Path) -> None:
         if digest.hexdigest() != archive.sha256:
             part.unlink()
             raise PrepareError(f"{archive.name}: SHA-256 is {digest.hexdigest()}, expected {archive.sha256}; removed")
-    if not (zipfile.is_zipfile(part) or tarfile.is_tarfile(part)):
+    if archive.unpack and not (zipfile.is_zipfile(part) or tarfile.is_tarfile(part)):
         part.unlink()
         raise PrepareError(f"{archive.name}: what {archive.url} sent is neither a zip nor a tar archive; removed")
 

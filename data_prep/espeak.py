@@ -14,11 +14,14 @@ import _ctypes
 import ctypes
 import itertools
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import ModuleType
 from typing import NamedTuple
 
@@ -234,9 +237,10 @@ def _library() -> Iterator[ctypes.CDLL]:
     """espeak-ng, freshly loaded (about 5 ms).
 
     Its oscillators keep their phase between calls and nothing in its interface resets them, so the same call gives
-    other samples the second time. Unloading the library does reset them.
+    other samples the second time. Unloading the library does reset them; so it is a copy that is loaded, which nothing
+    else in the process holds (phonemizer, for one, does).
     """
-    library = ctypes.CDLL(_loader().get_library_path())
+    library = ctypes.CDLL(str(_own_copy()[1]))
     data_path = _loader().get_data_path().encode()
     rate = library.espeak_Initialize(_RETRIEVE_AUDIO, 0, data_path, _PHONEME_EVENTS_NO_EXIT)
     if rate != ESPEAK_RATE:
@@ -249,6 +253,13 @@ def _library() -> Iterator[ctypes.CDLL]:
         unload = getattr(_ctypes, "dlclose", None) or getattr(_ctypes, "FreeLibrary", None)
         if unload is not None:
             unload(library._handle)
+
+
+@cache
+def _own_copy() -> tuple[TemporaryDirectory[str], Path]:
+    """The library in a folder that lasts as long as the process."""
+    folder = TemporaryDirectory(prefix="espeak-")
+    return folder, Path(shutil.copy(_loader().get_library_path(), folder.name))
 
 
 def _loader() -> ModuleType:

@@ -111,7 +111,7 @@ def _utterance(source: Path, speaker: str, number: int, spoken: Sentence, voice:
     rate_wpm, pitch = round(voice.rate_wpm * pace), voice.pitch + rng.randint(-3, 3)
     synthesis = synthesize(spoken.text, replace(voice, rate_wpm=rate_wpm, pitch=pitch), word_gap_s=gap_s)
     lead_s = rng.uniform(0.05, 0.4)
-    samples = _in_a_room(synthesis.samples, lead_s, rng.uniform(0.05, 0.4), rng)
+    samples = in_a_room(synthesis.samples, lead_s, rng.uniform(0.05, 0.4), rng)
     path = source / speaker / f"{speaker}-{number:03d}.flac"
     path.parent.mkdir(parents=True, exist_ok=True)
     soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
@@ -131,7 +131,7 @@ def _utterance(source: Path, speaker: str, number: int, spoken: Sentence, voice:
     return cut
 
 
-def _in_a_room(samples: np.ndarray, lead_s: float, tail_s: float, rng: Random) -> np.ndarray:
+def in_a_room(samples: np.ndarray, lead_s: float, tail_s: float, rng: Random) -> np.ndarray:
     """Silence around, a level as of a real microphone, and noise in place of digital zeros."""
     level = 10 ** (rng.uniform(-16, -3) / 20) / max(float(np.abs(samples).max()), 1e-4)
     lead, tail = (round(seconds * SAMPLE_RATE) for seconds in (lead_s, tail_s))

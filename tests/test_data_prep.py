@@ -486,6 +486,17 @@ def test_download_of_a_whole_part_and_without_ranges(
         assert (fetch([Archive(f"{url}/c.tar.gz")], target) / "a.txt").read_bytes() == b"hello"
 
 
+def test_a_file_that_is_no_archive_stays_as_it_is(tmp_path: Path, server: tuple[str, type[RangeHandler], Path]) -> None:
+    url, handler, folder = server
+    with zipfile.ZipFile(folder / "voices.bin", "w") as archive:  # as numpy's files are
+        archive.writestr("a.npy", "x")
+    for _ in range(2):
+        fetch([Archive(f"{url}/voices.bin", unpack=False)], tmp_path / "to")
+    assert (tmp_path / "to" / "voices.bin").read_bytes() == (folder / "voices.bin").read_bytes()
+    assert {path.name for path in (tmp_path / "to").iterdir()} == {"voices.bin", ".voices.bin.done"}
+    assert handler.ranges == [None]
+
+
 def test_download_refuses_what_is_wrong(tmp_path: Path, server: tuple[str, type[RangeHandler], Path]) -> None:
     url, _, folder = server
     tar_of(folder / "c.tar.gz", {"a.txt": b"hello"})
@@ -521,10 +532,10 @@ def test_prepare_downloads(
 
 
 def test_every_public_address_is_well_formed() -> None:
-    for corpus in ("fsdd", "an4", "speechocean762", "librispeech"):
+    for corpus in ("fsdd", "an4", "speechocean762", "librispeech", "kokoro"):
         for archive in data_prep.load(corpus).archives():
             assert archive.url.startswith(("http://", "https://"))
-            assert archive.name.endswith((".zip", ".tar.gz"))
+            assert archive.name.endswith((".zip", ".tar.gz") if archive.unpack else (".onnx", ".bin"))
 
 
 def test_speechocean762_holds_every_fourth_speaker_out(tmp_path: Path) -> None:
