@@ -17,7 +17,7 @@ import os
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import exp, isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -203,6 +203,9 @@ class Decoder:
     """The beam search with its language model and hot words, for one tokenizer. Raises DecodingError."""
 
     def __init__(self, decoding: Decoding, tokenizer: Tokenizer):
+        if decoding.prior_weight is None:
+            is_used = decoding.lm is not None and tokenizer.config.units == "characters"
+            decoding = replace(decoding, prior_weight=PRIOR_WEIGHT if is_used else 0.0)
         self.decoding, self.tokenizer = decoding, tokenizer
         self.hot_words = checked_hot_words(decoding.hot_words, tokenizer)
         self.lm = LanguageModel(decoding.lm, tokenizer) if decoding.lm is not None else None
@@ -220,10 +223,7 @@ class Decoder:
 
     def _gains(self) -> list[float]:
         assert self.lm is not None
-        weight = self.decoding.prior_weight
-        if weight is None:
-            weight = PRIOR_WEIGHT if self.tokenizer.config.units == "characters" else 0.0
-        if not weight:
+        if not (weight := self.decoding.prior_weight):
             return [0.0] * (len(self.tokenizer) + 1)
         shares = self.lm.shares(self.tokenizer)
         return [*(-weight * log(max(share, LEAST_SHARE)) if share else 0.0 for share in shares), 0.0]

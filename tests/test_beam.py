@@ -13,7 +13,16 @@ from conftest import needs_kenlm
 
 from speech_mtl import beam
 from speech_mtl.config import TextConfig
-from speech_mtl.language import HOT_WORDS, LANGUAGE_MODEL, Decoder, Decoding, DecodingError, LanguageModel, WordScorer
+from speech_mtl.language import (
+    HOT_WORDS,
+    LANGUAGE_MODEL,
+    PRIOR_WEIGHT,
+    Decoder,
+    Decoding,
+    DecodingError,
+    LanguageModel,
+    WordScorer,
+)
 from speech_mtl.ngram import to_arpa
 from speech_mtl.text import Tokenizer
 
@@ -160,6 +169,8 @@ def test_a_letters_price_is_its_share_of_the_language_models_words(tokenizer: To
     assert gains["c"] == pytest.approx(-0.5 * log(expected["c"]), abs=1e-5) and gains["blank"] == 0
     assert gains["c"] > gains["a"] > gains["▁"] > 0
     assert [Decoder(Decoding(lm=str(tmp_path / "lm.arpa"), prior_weight=0.0), tokenizer).gains_V] == [[0.0] * 5]
+    assert Decoder(Decoding(lm=str(tmp_path / "lm.arpa")), tokenizer).describe()["prior_weight"] == PRIOR_WEIGHT
+    assert Decoder(Decoding(hot_words=("ab",)), tokenizer).describe()["prior_weight"] == 0
 
 
 @needs_kenlm
