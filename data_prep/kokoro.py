@@ -24,6 +24,7 @@ from itertools import groupby
 from pathlib import Path
 from random import Random
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import soundfile
@@ -130,7 +131,7 @@ def _names(voices: Path) -> list[str]:
     try:
         with np.load(voices) as found:
             return sorted(found.files)
-    except (ValueError, OSError, AttributeError) as error:
+    except (ValueError, OSError, TypeError, BadZipFile) as error:
         raise PrepareError(f"{voices}: {error}; expected Kokoro's voices as numpy's npz") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,11 +111,14 @@ def test_what_is_no_kokoro_is_refused(kokoro_files: Path, tmp_path: Path) -> Non
             (folder / name.replace("_", ".")).write_bytes(data)
         return folder
 
+    np.save(array := BytesIO(), np.zeros(3))
     model, voices = (kokoro_files / "tiny.onnx").read_bytes(), (kokoro_files / "voices.npz").read_bytes()
     for folder, message in (
         (source(a_onnx=model), r"holds a.onnx; expected Kokoro's voices\*"),
         (source(voices_bin=voices), r"expected Kokoro's \*.onnx"),
         (source(a_onnx=b"nothing", voices_bin=voices), "a.onnx: .*expected Kokoro's ONNX model"),
+        (source(a_onnx=model, voices_bin=voices[:2000]), "voices.bin: .*expected Kokoro's voices as numpy's npz"),
+        (source(a_onnx=model, voices_bin=array.getvalue()), "voices.bin: .*expected Kokoro's voices as numpy's npz"),
         (source(a_onnx=model, voices_bin=b"nothing"), "voices.bin: .*expected Kokoro's voices as numpy's npz"),
     ):
         with pytest.raises(PrepareError, match=message):
