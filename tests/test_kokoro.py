@@ -78,6 +78,7 @@ def test_speakers_are_the_voices_first_and_then_mixtures_of_one_gender() -> None
     for speaker in many[5:]:
         assert speaker.voice[1] == speaker.other[1] and speaker.voice != speaker.other
         assert 0.25 <= speaker.share <= 0.5 and speaker.tract != 1
+    assert len(draw_speakers(["af_ann", "af_bea"], 2 + 2 * 26, seed=0)) == 54  # all that there are
     assert {speaker.language for speaker in few[:5]} == {"en-gb", "en-us"}
 
 
@@ -127,5 +128,5 @@ def test_what_is_no_kokoro_is_refused(kokoro_files: Path, tmp_path: Path) -> Non
         data_prep.prepare("kokoro", kokoro_files, tmp_path / "out", speakers=0)
     with pytest.raises(PrepareError, match="voice 'heart': expected a language"):
         draw_speakers(["heart"], 1, seed=0)
-    with pytest.raises(PrepareError, match="2 given, 1 voices found, no two to mix"):
+    with pytest.raises(PrepareError, match="2 given; 1 voices and their mixtures make 1"):
         draw_speakers(["af_heart"], 2, seed=0)
