@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import Config
 from speech_mtl.data import DataError, Inventory, SpeechDataset, check_labels, read_cuts, take_inventory
@@ -10,7 +12,7 @@ from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
 # settings that change nothing in use
-ONLY_IN_TRAINING = {"dropout", "weight", "warmup_epochs"}
+ONLY_IN_TRAINING = {"dropout", "weight", "warmup_epochs", "intermediate", "consistency"}
 
 
 def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
@@ -18,8 +20,10 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     if not config.data.train:
         raise DataError("data.train names no manifest")
     inventory = take_inventory(read_training(config), config)
-    check_labels(inventory, config)
     start = load_model(config.train.init) if config.train.init else None
+    if start is not None:
+        keep_frozen_classes(inventory, config, start)
+    check_labels(inventory, config)
     if start is not None and config.trunk.frozen:
         check_frozen(config, start)
     recognises = any(task.type == "asr" for task in config.tasks.values())
@@ -33,6 +37,13 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(config.frozen_parts()))
     return model, inventory
+
+
+def keep_frozen_classes(inventory: Inventory, config: Config, start: SpeechModel) -> None:
+    """A head that is not trained has the classes it knows; utterances of others have no label for it."""
+    for name, labels in start.labels.items():
+        if name in inventory.classes and f"tasks.{name}.".startswith(config.frozen_parts()):
+            inventory.classes[name] = Counter({label: inventory.classes[name][label] for label in labels})
 
 
 def check_frozen(config: Config, start: SpeechModel) -> None:

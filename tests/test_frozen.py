@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_corpus, tiny_model, tiny_values
+from lhotse import CutSet
+from lhotse.utils import fastcopy
 from typer.testing import CliRunner
 
 from speech_mtl.checkpoint import CheckpointError, load_model, save_model
@@ -80,6 +82,51 @@ def test_recognition_is_the_same_to_the_last_bit(
         )
     texts = [[row["asr"]["text"] for row in model.predict(audio_BN, samples_B)] for model in (before, after)]
     assert texts[0] == texts[1]
+
+
+def test_a_head_is_the_same_whatever_the_blocks_above_it_have_learnt(corpus: dict[str, str], tmp_path: Path) -> None:
+    """Recognition can learn on above the blocks that a voice is known by."""
+    init = recogniser(tmp_path / "asr", corpus, **PLAIN)
+    further = tiny_values(corpus)
+    further["tasks"] = {"asr": {"type": "asr", "intermediate": 0}}
+    further["train"] |= {"init": str(init), "epochs": 1, "freeze": ["encoder.subsampling.", "encoder.blocks.0."]}
+    learnt = train(parse_config(further, "x"), tmp_path / "further")
+    before, after = load_model(init).encoder.state_dict(), load_model(learnt).encoder.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert moved and all(name.startswith("blocks.1.") for name in moved)
+    heads = []
+    for name, trunk in (("before", init), ("after", learnt)):
+        values = branch_values(corpus, trunk)
+        values["tasks"]["speaker"] |= {"blocks": 1}
+        values["train"] |= {"epochs": 1}
+        heads.append(load_model(train(parse_config(values, "x"), tmp_path / name)).tasks["speaker"].state_dict())
+    assert all(torch.equal(value, heads[1][name]) for name, value in heads[0].items())
+
+
+def test_a_frozen_head_keeps_its_classes_and_its_weights(corpus: dict[str, str], tmp_path: Path) -> None:
+    """Other people's utterances have no label for it; what it knows keeps the trunk's frames in their place."""
+    values = tiny_values(corpus)
+    values["train"]["epochs"] = 1
+    start = load_model(train(parse_config(values, "x"), tmp_path / "start"))
+    named = CutSet.from_file(corpus["train"])
+    left_out = start.labels["speaker"][0]
+    others = [fastcopy(cut, supervisions=[fastcopy(s, speaker="new") for s in cut.supervisions]) for cut in named
+              if cut.supervisions[0].speaker == left_out]  # fmt: skip
+    CutSet.from_cuts([*others, *(c for c in named if c.supervisions[0].speaker != left_out)]).to_file(
+        tmp_path / "cuts.jsonl.gz"
+    )
+    values["data"]["train"] = [str(tmp_path / "cuts.jsonl.gz")]
+    values["train"] |= {"init": str(tmp_path / "start"), "freeze": ["tasks.speaker."], "seed": 2}
+    trainer = Trainer(parse_config(values, "x"), tmp_path / "run")
+    classes = trainer.inventory.classes["speaker"]
+    assert classes[left_out] == 0 and "new" not in classes and classes.total() > 0
+    trainer.run()
+    after = load_model(tmp_path / "run")
+    assert after.labels == start.labels
+    trained = dict(after.named_parameters())
+    moved = {name for name, value in start.named_parameters() if not torch.equal(trained[name], value)}
+    assert any(name.startswith("encoder.") for name in moved)
+    assert not any(name.startswith("tasks.speaker.") for name in moved)
 
 
 def test_what_is_frozen_is_in_use_and_takes_no_memory_of_its_own(corpus: dict[str, str], tmp_path: Path) -> None:
