@@ -134,7 +134,7 @@ class Speaker(Task):
         """Set projection and voices from 'features' of utterances, with the number of the corpus that each is from.
 
         In the projection a corpus counts by its share; without shares all speakers count alike. With too few speakers
-        for it the embedding is the trained one.
+        for it the embedding is the trained one. A speaker without an utterance has no voice: zeros, like nobody's.
         """
         device = self.offset_P.device
         features_NP = features_NP.to(device)
