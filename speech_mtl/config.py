@@ -226,9 +226,9 @@ class TrainConfig(Section):
     init: str = ""
     """A model folder to start from: its tokenizer is taken, and the weights whose names and shapes agree."""
     freeze: list[str] = []
-    """Parts that are not trained, by the beginning of their weights' names, such as ["encoder", "tasks.asr."]. They run
-    as in use, without dropout and with fixed statistics; a head keeps the classes it knows, and its loss still reaches
-    the trunk. `trunk.frozen` names the parts of a recogniser."""
+    """Parts that are not trained, by the beginning of their weights' names, such as ["encoder", "tasks.asr."]; the
+    first block's begin with "encoder.blocks.0.". They run as in use, without dropout and with fixed statistics; a head
+    keeps the classes it knows, and its loss still reaches the trunk. `trunk.frozen` names the parts of a recogniser."""
     select: str = "mean"
     """The best checkpoint has the lowest of: 'mean' (average of the tasks' dev errors), or one task's name."""
     eval_every: int = Field(1, gt=0)

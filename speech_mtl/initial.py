@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from speech_mtl.checkpoint import CheckpointError, load_model
-from speech_mtl.config import Config
+from speech_mtl.config import Config, ConfigError
 from speech_mtl.data import DataError, Inventory, SpeechDataset, check_labels, read_cuts, take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.model import SpeechModel
@@ -29,6 +29,7 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     recognises = any(task.type == "asr" for task in config.tasks.values())
     tokenizer = choose_tokenizer(inventory.texts, config, start) if recognises else None
     model = SpeechModel(config, tokenizer, inventory.labels())
+    check_freeze(config, model)
     model.seed_weights(config.train.seed)
     if start is not None:
         start_from(model, start, config.train.init)
@@ -44,6 +45,17 @@ def keep_frozen_classes(inventory: Inventory, config: Config, start: SpeechModel
     for name, labels in start.labels.items():
         if name in inventory.classes and f"tasks.{name}.".startswith(config.frozen_parts()):
             inventory.classes[name] = Counter({label: inventory.classes[name][label] for label in labels})
+
+
+def check_freeze(config: Config, model: SpeechModel) -> None:
+    """Raises ConfigError where train.freeze names nothing of the model."""
+    names = list(model.state_dict())
+    for part in config.train.freeze:
+        if not any(name.startswith(part) for name in names):
+            blocks = [f"encoder.blocks.{place}." for place in model.encoder.blocks]
+            parts = ["encoder.", *blocks, *(f"branches.{name}." for name in model.branches)]
+            accepted = ", ".join([*parts, *(f"tasks.{name}." for name in model.tasks)])
+            raise ConfigError(f"train.freeze: no weight's name begins with '{part}'; accepted: {accepted}, or longer")
 
 
 def check_frozen(config: Config, start: SpeechModel) -> None:

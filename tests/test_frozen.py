@@ -129,6 +129,14 @@ def test_a_frozen_head_keeps_its_classes_and_its_weights(corpus: dict[str, str],
     assert not any(name.startswith("tasks.speaker.") for name in moved)
 
 
+def test_freezing_what_the_model_does_not_have(corpus: dict[str, str], tmp_path: Path) -> None:
+    """Blocks' weights are counted from 0: a block too many would be trained and nobody told."""
+    values = tiny_values(corpus)
+    values["train"]["freeze"] = ["encoder.blocks.1.", "encoder.blocks.2."]
+    with pytest.raises(ConfigError, match=r"begins with 'encoder.blocks.2.'; accepted: encoder., encoder.blocks.0., "):
+        train(parse_config(values, "x"), tmp_path / "run")
+
+
 def test_what_is_frozen_is_in_use_and_takes_no_memory_of_its_own(corpus: dict[str, str], tmp_path: Path) -> None:
     init = recogniser(tmp_path / "asr", corpus, **LIKE_PARAKEET)
     trainer = Trainer(parse_config(branch_values(corpus, init), "x"), tmp_path / "run")
