@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -379,24 +378,6 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
-
-
-def override_values(values: dict[str, Any], override: str) -> None:
-    """Set 'section.key=value' in plain values. Raises ConfigError where it is not of that form."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise ConfigError(f"--set {override}: expected section.key=value, such as train.epochs=20")
-    try:
-        value = tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = text.strip()  # a bare word is a string
-    node = values
-    for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
-    node[parts[-1]] = value
 
 
 def _explain(item: Any) -> str:

@@ -12,7 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from speech_mtl.config import Config, ConfigError, override_values, parse_config
+from speech_mtl.config import Config, ConfigError, parse_config
 
 
 def recipe_names() -> list[str]:
@@ -39,6 +39,24 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Confi
     for override in overrides or []:
         override_values(values, override)
     return parse_config(inherit(values), str(recipe))
+
+
+def override_values(values: dict[str, Any], override: str) -> None:
+    """Set 'section.key=value' in plain values. Raises ConfigError where it is not of that form."""
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise ConfigError(f"--set {override}: expected section.key=value, such as train.epochs=20")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text.strip()  # a bare word is a string
+    node = values
+    for part in parts[:-1]:
+        node = node.setdefault(part, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"--set {override}: '{part}' is a value, not a section")
+    node[parts[-1]] = value
 
 
 def inherit(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from itertools import permutations
 from typing import Any
 
-from speech_mtl.config import Config, ConfigError, DataConfig, override_values, parse_config
+from speech_mtl.config import Config, ConfigError, DataConfig, parse_config
+from speech_mtl.recipe import override_values
 
 SAME_DATA = ("train", "shares", "temperature", "min_utterance_s", "max_utterance_s", "dev", "dev_enroll")
 """What of the data section all arms must have in common."""
