@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from data_prep import CORPORA
 from speech_mtl import __version__, cli_calibrate, cli_decode, cli_speakers, formats
 from speech_mtl.cli_export import export
 from speech_mtl.cli_import import import_
@@ -66,9 +67,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 @app.command("prepare")
 @guarded
 def prepare_(
-    corpus: Annotated[
-        str, typer.Argument(help="fsdd, an4, speechocean762, librispeech, kaldi, jsonl, synthetic or conversations.")
-    ],
+    corpus: Annotated[str, typer.Argument(help=f"One of: {', '.join(CORPORA)}.")],
     source: Annotated[Path | None, typer.Option(help="Folder or file that holds the corpus.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the manifests; data/CORPUS if not given.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the corpus from its public address.")] = False,
