@@ -44,6 +44,14 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """safetensors' `save_file` makes a file that nobody else may read; this one has a new file's usual permissions."""
+    path.touch()
+    usual = path.stat().st_mode
+    save_file(tensors, path)
+    path.chmod(usual)
+
+
 def save_model(model: SpeechModel, folder: Path, card: str, dtype: torch.dtype = torch.float32) -> None:
     """Write the model folder; `card` is its README.md, `dtype` the precision of the stored weights."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +59,7 @@ def save_model(model: SpeechModel, folder: Path, card: str, dtype: torch.dtype =
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
     }
-    write_atomically(folder / WEIGHTS, lambda path: save_file(weights, path))
+    write_atomically(folder / WEIGHTS, lambda path: save_tensors(weights, path))
     if model.tokenizer is not None:
         write_atomically(folder / TOKENIZER, model.tokenizer.save)
     write_atomically(folder / LABELS, lambda path: path.write_text(json.dumps(model.labels, indent=1) + "\n"))

@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from speech_mtl.calibration import CALIBRATION, read_calibration
@@ -31,6 +30,7 @@ from speech_mtl.checkpoint import (
     describe,
     fingerprint_of,
     load_model,
+    save_tensors,
 )
 from speech_mtl.encoder import Conformer
 from speech_mtl.engine import GRAPH, HEADS, INPUTS, EngineError, OnnxModel, block_names, onnxruntime
@@ -93,7 +93,7 @@ def export_model(folder: str | Path, out: Path, start: str = "audio", int8: bool
             quantize(whole / GRAPH)
         in_graph = ("encoder.", "branches.")
         heads = {name: value for name, value in model.state_dict().items() if not name.startswith(in_graph)}
-        save_file({name: value.contiguous() for name, value in heads.items()}, whole / HEADS)
+        save_tensors({name: value.contiguous() for name, value in heads.items()}, whole / HEADS)
         for name in (TOKENIZER, LABELS):
             if (Path(folder) / name).is_file():
                 shutil.copy(Path(folder) / name, whole / name)

@@ -41,6 +41,12 @@ def test_round_trip(folder: Path, tiny_config: Config) -> None:
     assert len(loaded.fingerprint) == 16 and (folder / "README.md").read_text() == "# card\n"
 
 
+def test_who_may_read_a_new_file_may_read_the_weights(folder: Path) -> None:
+    """A model that one trains and others use."""
+    (folder / "new").touch()
+    assert {file.stat().st_mode for file in folder.iterdir()} == {(folder / "new").stat().st_mode}
+
+
 def test_half_precision_storage_gives_nearly_the_same(tiny_config: Config, tmp_path: Path) -> None:
     save_model(tiny_model(tiny_config), tmp_path / "half", "", dtype=torch.float16)
     loaded = load_model(tmp_path / "half")
