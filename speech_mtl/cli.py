@@ -38,6 +38,7 @@ from speech_mtl.cli_options import (
     load_recognizer,
     with_remarks,
 )  # fmt: skip
+from speech_mtl.cli_teach import teach
 from speech_mtl.terminal import bad_ones_last, fail, guarded, note, progress
 
 if TYPE_CHECKING:
@@ -122,6 +123,9 @@ def inspect_(manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...
         console.print(table)
     for warning in found.warnings():
         note(f"warning: {warning}")
+
+
+app.command("teach")(teach)
 
 
 @app.command("train")

@@ -131,6 +131,9 @@ class TaskConfig(Section):
     """speaker: additive angular margin in radians."""
     scale: float = Field(30.0, gt=0)
     """speaker: scale of the cosine logits."""
+    teacher: float = Field(0.0, ge=0)
+    """speaker: weight of what draws the embedding to a teacher's vector of the utterance (`speech-mtl teach`), beside
+    the softmax over the training speakers: 1 - cosine. The vectors have embedding_dim numbers."""
     lda_dim: int = Field(48, ge=0)
     """speaker: dimensions of the discriminant projection of embeddings, where more speakers than that are trained on;
     0: none."""

@@ -35,7 +35,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from speech_mtl.config import AugmentConfig, Config, DataConfig
 from speech_mtl.cuts import MatchedLengths, StrungTogether, label_names, seeded
 from speech_mtl.tasks import Frames, label_of
-from speech_mtl.tasks.speaker import speed_label
+from speech_mtl.tasks.speaker import VECTORS, speed_label, voice_vector
 
 
 class DataError(ValueError):
@@ -123,6 +123,8 @@ class Inventory:
     duration_s: float = 0.0
     texts: list[str] = field(default_factory=list)
     classes: dict[str, Counter[str]] = field(default_factory=dict)
+    taught: int = 0
+    """Utterances with a teacher's vector, where a task learns from it."""
     left_out: Counter[str] = field(default_factory=Counter)
 
     def labels(self) -> dict[str, list[str]]:
@@ -145,6 +147,7 @@ def _is_usable(cut: Cut, config: DataConfig) -> bool:
 def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
     """Read all the cuts once and collect every task's labels."""
     names = {task: name for task, name in label_names(config).items() if config.tasks[task].type != "asr"}
+    taught = {task.embedding_dim for task in config.tasks.values() if task.type == "speaker" and task.teacher}
     found = Inventory(classes={task: Counter() for task in names})
     for cut in cuts:
         if reason := usable(cut, config.data):
@@ -157,7 +160,20 @@ def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
         for task, name in names.items():
             if (label := label_of(cut, name)) is not None:
                 found.classes[task][label] += 1
+        for size in taught:
+            found.taught += _is_taught(cut, size)
     return found
+
+
+def _is_taught(cut: Cut, size: int) -> bool:
+    """Whether the cut has a teacher's vector. Raises DataError for one of another size."""
+    found = {len(vector) for s in cut.supervisions for vector in (s.custom or {}).get(VECTORS, {}).values()}
+    if wrong := found - {size}:
+        raise DataError(
+            f"cut '{cut.id}': the teacher's vector has {min(wrong)} numbers, and the embedding {size}; "
+            f"set embedding_dim = {min(wrong)} for the speaker task"
+        )
+    return bool(found)
 
 
 def check_labels(inventory: Inventory, config: Config) -> None:
@@ -168,7 +184,13 @@ def check_labels(inventory: Inventory, config: Config) -> None:
         if task.type == "asr":
             if not inventory.texts and not config.trunk.frozen:
                 raise DataError(f"task '{name}': no training utterance has a text")
-        elif len(inventory.classes[name]) < 2:
+            continue
+        if task.type == "speaker" and task.teacher and not inventory.taught:
+            raise DataError(
+                f"task '{name}': teacher = {task.teacher:g}, and no training utterance has a teacher's vector; "
+                "`speech-mtl teach` writes them"
+            )
+        if len(inventory.classes[name]) < 2:
             found = list(inventory.classes[name]) or "none"
             raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
 
@@ -269,7 +291,11 @@ def at_all_speeds(cuts: Iterable[Cut], factors: Iterable[float]) -> Iterator[Cut
 
 def _at_speed(supervision: SupervisionSegment, factor: float) -> SupervisionSegment:
     speaker = None if supervision.speaker is None else speed_label(supervision.speaker, factor)
-    return fastcopy(supervision, speaker=speaker)
+    custom = supervision.custom
+    if custom and VECTORS in custom:
+        vector = voice_vector(supervision, factor)
+        custom = custom | {VECTORS: {"1": vector} if vector else {}}
+    return fastcopy(supervision, speaker=speaker, custom=custom)
 
 
 def _source(cut: Cut) -> str:

@@ -29,10 +29,13 @@ from speech_mtl.tasks import Frames, Task, label_of
 from speech_mtl.tasks.pooling import Pooling, level_free
 
 if TYPE_CHECKING:
+    from lhotse import SupervisionSegment
     from lhotse.cut import Cut
 
     from speech_mtl.config import Config
 
+VECTORS = "voice_vectors"
+"""Where a supervision's custom dict keeps a teacher's vectors: speed -> numbers."""
 SPECTRUM_SCALE = 0.1
 """Of the spectrum, in nats, beside embeddings of length 1: how far the analysis' shrinkage trusts each."""
 CORPUS_SPEAKERS = 5
@@ -42,6 +45,11 @@ SHRINKAGE = 0.05
 BETWEEN = 0.05
 """Directions are scaled to a variance of 1, in which that between speakers counts so much: with 0 the few directions in
 which speakers differ most, sex above all, decide the cosine."""
+
+
+def voice_vector(supervision: SupervisionSegment, speed: float = 1.0) -> list[float] | None:
+    """A teacher's vector of an utterance at a speed, as `speech-mtl teach` writes it; None where there is none."""
+    return ((supervision.custom or {}).get(VECTORS) or {}).get(f"{speed:g}")
 
 
 def speed_label(speaker: str, factor: float) -> str:
@@ -72,7 +80,7 @@ class Speaker(Task):
         self.dropout = nn.Dropout(task.dropout)
         self.embedding = nn.Linear(self.pooling.size, task.embedding_dim)
         self.centres = nn.Parameter(torch.empty(len(classes), task.embedding_dim))
-        self.lda_dim = task.lda_dim
+        self.lda_dim, self.teacher, self.size = task.lda_dim, task.teacher, task.embedding_dim
         E, n_mels = task.embedding_dim, config.features.n_mels
         self.spectrum = task.spectrum
         self.register_buffer("offset_P", torch.zeros(E + 2 * n_mels * task.spectrum))
@@ -86,9 +94,19 @@ class Speaker(Task):
         nn.init.normal_(self.centres, std=0.01)
 
     def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
-        """A speaker who is not among the classes is no label."""
+        """A speaker who is not among the classes is no label; a teacher's vector is one (zeros: there is none)."""
         classes_B = torch.tensor([self.index.get(label_of(cut, "speaker") or "", -1) for cut in cuts])
-        return {"classes": classes_B, "mask": classes_B >= 0}
+        if not self.teacher:
+            return {"classes": classes_B, "mask": classes_B >= 0}
+        taught_BE = torch.stack([self._taught(cut) for cut in cuts]) if cuts else torch.zeros(0, self.size)
+        return {"classes": classes_B, "taught": taught_BE, "mask": (classes_B >= 0) | taught_BE.any(1)}
+
+    def _taught(self, cut: Cut) -> Tensor:
+        """The mean (E,) of the vectors of the cut's utterances, of length 1; zeros where one of them has none."""
+        vectors = [voice_vector(supervision) for supervision in cut.supervisions]
+        if not vectors or None in vectors:
+            return torch.zeros(self.size)
+        return F.normalize(torch.tensor(vectors).mean(0), dim=0)
 
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         frames = frames.of_rows(rows_B)
@@ -156,9 +174,14 @@ class Speaker(Task):
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         classes_B = targets["classes"][targets["mask"]]
         # in use nobody asks for the classes, and there may be thousands
-        cosine_BC = output["cosine"] if "cosine" in output else self._cosine(output["trained"])
-        logits = self.scale * add_margin(cosine_BC, classes_B, self.margin)
-        return F.cross_entropy(logits, classes_B, reduction="sum")
+        trained_BE = output.get("trained", output["embedding"])
+        cosine_BC = output["cosine"] if "cosine" in output else self._cosine(trained_BE)
+        logits_BC = self.scale * add_margin(cosine_BC, classes_B.clamp(min=0), self.margin)
+        loss = F.cross_entropy(logits_BC, classes_B, ignore_index=-1, reduction="sum")
+        if self.teacher:
+            taught_BE = targets["taught"][targets["mask"]]
+            loss = loss + self.teacher * (taught_BE.any(1).sum() - (trained_BE * taught_BE).sum())
+        return loss
 
     def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
         """embedding (E,), cosine to the voice of each training speaker (speakers,)."""
