@@ -97,13 +97,13 @@ def teach(
                     file.write(json.dumps([cut.id, heard[cut.id]]) + "\n")
                     file.flush()
             on_done(number)
-    if not heard:
+    if len(bad) == len(cuts):
         raise DataError(f"manifest {manifest}: none of {len(cuts)} utterances could be heard; the first: {bad[0]}")
-    vectors_NVE = np.array(list(heard.values()))
-    if len({label_of(cut, "speaker") for cut in cuts if cut.id in heard}) >= CORPUS_SPEAKERS:
+    row = {cut.id: i for i, cut in enumerate(cut for cut in cuts if cut.id in heard)}
+    vectors_NVE = np.array([heard[cut_id] for cut_id in row])
+    if len({label_of(cut, "speaker") for cut in cuts if cut.id in row}) >= CORPUS_SPEAKERS:
         vectors_NVE -= vectors_NVE.mean(axis=(0, 1))
         vectors_NVE /= np.linalg.norm(vectors_NVE, axis=-1, keepdims=True)
-    row = {cut_id: i for i, cut_id in enumerate(heard)}
     names = [f"{speed:g}" for speed in speeds]
 
     def taught(supervision: SupervisionSegment, cut_id: str) -> SupervisionSegment:
