@@ -12,6 +12,7 @@ import random
 from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from functools import partial
 from zlib import crc32
 
 from lhotse import SupervisionSegment
@@ -20,6 +21,7 @@ from lhotse.utils import fastcopy
 
 from speech_mtl.config import Config
 from speech_mtl.tasks import FIELDS, label_of
+from speech_mtl.tasks.speaker import VECTORS, speed_label, voice_vector
 
 VOICE = "heard_speaker"
 """Where a cut whose speaker label was exchanged for another keeps the name of who is heard."""
@@ -56,6 +58,29 @@ def voice_of(cut: Cut) -> str | None:
 def seeded(*parts: object) -> random.Random:
     """A generator for these parts alone."""
     return random.Random(crc32(" ".join(map(str, parts)).encode()))
+
+
+def labels_at_speed(cut: Cut, factor: float) -> Cut:
+    """The labels of a cut under the speaker's name at that speed."""
+    supervisions = [_at_speed(supervision, factor) for supervision in cut.supervisions]
+    return fastcopy(cut.tracks[0].cut if isinstance(cut, MixedCut) else cut, id=cut.id, supervisions=supervisions)
+
+
+def at_all_speeds(cuts: Iterable[Cut], factors: Iterable[float]) -> Iterator[Cut]:
+    """The cuts as they are, and at every other speed, where the speaker is another one."""
+    for cut in cuts:
+        yield cut
+        for factor in sorted(set(factors) - {1.0}):
+            yield cut.perturb_speed(factor).map_supervisions(partial(_at_speed, factor=factor))
+
+
+def _at_speed(supervision: SupervisionSegment, factor: float) -> SupervisionSegment:
+    speaker = None if supervision.speaker is None else speed_label(supervision.speaker, factor)
+    custom = supervision.custom
+    if custom and VECTORS in custom:
+        vector = voice_vector(supervision, factor)
+        custom = custom | {VECTORS: {"1": vector} if vector else {}}
+    return fastcopy(supervision, speaker=speaker, custom=custom)
 
 
 class StrungTogether:

@@ -22,8 +22,8 @@ from typing import IO, Any, Protocol
 
 import numpy as np
 import torch
-from lhotse import CutSet, SupervisionSegment
-from lhotse.cut import Cut, MixedCut
+from lhotse import CutSet
+from lhotse.cut import Cut
 from lhotse.dataset import DynamicBucketingSampler, SimpleCutSampler
 from lhotse.dataset.sampling.base import CutSampler
 from lhotse.lazy import LazyIteratorChain
@@ -33,9 +33,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from speech_mtl.config import AugmentConfig, Config, DataConfig
-from speech_mtl.cuts import MatchedLengths, StrungTogether, label_names, seeded
+from speech_mtl.cuts import MatchedLengths, StrungTogether, label_names, labels_at_speed, seeded
 from speech_mtl.tasks import Frames, label_of
-from speech_mtl.tasks.speaker import VECTORS, speed_label, voice_vector
+from speech_mtl.tasks.speaker import VECTORS
 
 
 class DataError(ValueError):
@@ -123,8 +123,7 @@ class Inventory:
     duration_s: float = 0.0
     texts: list[str] = field(default_factory=list)
     classes: dict[str, Counter[str]] = field(default_factory=dict)
-    taught: int = 0
-    """Utterances with a teacher's vector, where a task learns from it."""
+    taught: int = 0  # utterances with a teacher's vector, where a task learns from it
     left_out: Counter[str] = field(default_factory=Counter)
 
     def labels(self) -> dict[str, list[str]]:
@@ -252,7 +251,7 @@ class SpeechDataset(Dataset):
         if epoch >= config.start_epoch:
             factor = rng.choice(config.speeds)
             if factor != 1:
-                cut, labels = cut.perturb_speed(factor), _with_speed(cut, factor)
+                cut, labels = cut.perturb_speed(factor), labels_at_speed(cut, factor)
             if config.noise and rng.random() < config.noise_prob:
                 cut = self._mix_noise(cut, config, rng)
         gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
@@ -273,29 +272,6 @@ class SpeechDataset(Dataset):
         if noise.duration > cut.duration:
             noise = noise.truncate(offset=rng.uniform(0, noise.duration - cut.duration), duration=cut.duration)
         return cut.mix(noise, snr=rng.uniform(*config.noise_snr_db)).truncate(duration=cut.duration)
-
-
-def _with_speed(cut: Cut, factor: float) -> Cut:
-    """The labels of a cut under the speaker's name at that speed."""
-    supervisions = [_at_speed(supervision, factor) for supervision in cut.supervisions]
-    return fastcopy(cut.tracks[0].cut if isinstance(cut, MixedCut) else cut, id=cut.id, supervisions=supervisions)
-
-
-def at_all_speeds(cuts: Iterable[Cut], factors: Iterable[float]) -> Iterator[Cut]:
-    """The cuts as they are, and at every other speed, where the speaker is another one."""
-    for cut in cuts:
-        yield cut
-        for factor in sorted(set(factors) - {1.0}):
-            yield cut.perturb_speed(factor).map_supervisions(partial(_at_speed, factor=factor))
-
-
-def _at_speed(supervision: SupervisionSegment, factor: float) -> SupervisionSegment:
-    speaker = None if supervision.speaker is None else speed_label(supervision.speaker, factor)
-    custom = supervision.custom
-    if custom and VECTORS in custom:
-        vector = voice_vector(supervision, factor)
-        custom = custom | {VECTORS: {"1": vector} if vector else {}}
-    return fastcopy(supervision, speaker=speaker, custom=custom)
 
 
 def _source(cut: Cut) -> str:

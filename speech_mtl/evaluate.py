@@ -23,7 +23,8 @@ from torch import Tensor
 
 from speech_mtl import metrics
 from speech_mtl.checkpoint import CheckpointError
-from speech_mtl.data import Batch, DataError, at_all_speeds, batches, describe_cut, read_cuts
+from speech_mtl.cuts import at_all_speeds
+from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import ASR

@@ -16,9 +16,11 @@ from onnx import TensorProto, helper, numpy_helper
 from torchaudio.compliance import kaldi
 from typer.testing import CliRunner
 
+from speech_mtl.checkpoint import load_model
 from speech_mtl.cli import app
 from speech_mtl.config import parse_config
-from speech_mtl.data import DataError, SpeechDataset, at_all_speeds, read_cuts
+from speech_mtl.cuts import at_all_speeds
+from speech_mtl.data import DataError, SpeechDataset, read_cuts
 from speech_mtl.engine import EngineError
 from speech_mtl.initial import prepare_model
 from speech_mtl.tasks.speaker import VECTORS
@@ -219,8 +221,6 @@ def test_training_draws_the_embedding_to_the_vectors(tmp_path: Path, corpus: dic
         values["augment"] = {"speeds": [1.0]}
         config = parse_config(values, "test")
         folder = train(config, tmp_path / f"run{weight:g}")
-        from speech_mtl.checkpoint import load_model
-
         model = load_model(folder)
         batch = SpeechDataset(config)[0, cuts]
         with torch.inference_mode():
