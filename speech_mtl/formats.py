@@ -14,6 +14,8 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
+from speech_mtl.speakers import is_unknown
+
 if TYPE_CHECKING:
     from speech_mtl.results import Result, Segment, Word
 
@@ -43,13 +45,17 @@ def stream_line(name: str, segment: Segment, fmt: str) -> str:
 
 
 def who(segment: Segment) -> str:
-    """'alice 0.83 ≥ 0.5', 'unknown 0.31 < 0.5', 'unknown', or '' where the model names no speakers."""
+    """'alice 0.83 ≥ 0.5', 'unknown 0.31 < 0.5', 'unknown', or '' where the model names no speakers.
+
+    'unknown 0.71 ≥ 0.5, not alice': another voice of the recording is nearer to hers.
+    """
     score, threshold = segment.score, segment.threshold
     if segment.speaker is None or score is None or threshold is None:
         return segment.speaker or ""
     # a score that is rounded up to its threshold would contradict the sign beside it
     digits = 2 if abs(score - threshold) >= 0.01 else 4
-    return f"{segment.speaker} {score:.{digits}f} {'≥' if score >= threshold else '<'} {threshold:g}"
+    shown = f"{segment.speaker} {score:.{digits}f} {'≥' if score >= threshold else '<'} {threshold:g}"
+    return f"{shown}, not {segment.best_name}" if is_unknown(segment.speaker) and score >= threshold else shown
 
 
 def _txt(result: Result) -> str:

@@ -27,7 +27,16 @@ from speech_mtl.language import Decoder, Decoding
 from speech_mtl.listening import Hearing, hear_all
 from speech_mtl.model import SpeechModel
 from speech_mtl.results import Identification, Label, Result, Segment, Verification, Voice, Word
-from speech_mtl.speakers import UNKNOWN, Match, SpeakerDatabase, Utterance, default_path, identify, normalized
+from speech_mtl.speakers import (
+    UNKNOWN,
+    Match,
+    SpeakerDatabase,
+    Utterance,
+    default_path,
+    identify,
+    is_unknown,
+    normalized,
+)
 from speech_mtl.tasks.asr import ASR
 
 PRETRAINED = Path(__file__).parent / "pretrained"
@@ -145,6 +154,11 @@ class Recognizer:
             notes.append(f"words are unsure ({mean:.2f} on average): no speech, or speech unlike the training's")
         if asr.decoder:
             notes += asr.decoder.effects(heard.texts)
+        notes += [
+            f"{voice.speaker} is like {voice.best_name} ({voice.score:.2f}), but another voice is more so"
+            for voice in voices
+            if is_unknown(voice.speaker) and voice.score is not None and voice.score >= (voice.threshold or 0.0)
+        ]
         return Result(
             heard.name, duration_s, self.calibration.note if "speaker" in self._tasks else "", segments, notes, voices,
             self.model.fingerprint, str(heard.damage or ""),
@@ -266,16 +280,24 @@ class Recognizer:
         return segments, list({voice.speaker: voice for voice in voices}.values())
 
     def _voices(self, found: Voices, names: list[str], references: np.ndarray) -> list[Voice]:
-        """A name for each voice; those that turn out to be one enrolled speaker are one."""
+        """A name for each voice; those that turn out to be one enrolled speaker are one.
+
+        Of voices that reach the threshold of one name the nearest has it, with those that are as near to that voice as
+        it is to the name. Others stay unknown: that they were told apart within one recording is better evidence than
+        a likeness to another recording.
+        """
         matches = [
             self._match(centre, float(speech_s), names, references)[0]
             for centre, speech_s in zip(found.centres, found.seconds, strict=True)
         ]
+        nearest = {match.name: k for k, match in sorted(enumerate(matches), key=lambda one: one[1].score or 0.0)}
         unknown = 0
         labels = []
-        for match in matches:
-            unknown += match.name == UNKNOWN
-            labels.append(f"{UNKNOWN} {unknown}" if match.name == UNKNOWN else match.name)
+        for centre, match in zip(found.centres, matches, strict=True):
+            first = nearest[match.name]
+            is_other = match.name == UNKNOWN or centre @ found.centres[first] < (matches[first].score or 0.0)
+            unknown += is_other
+            labels.append(f"{UNKNOWN} {unknown}" if is_other else match.name)
         merged = {}
         for label in labels:
             own = [k for k, other in enumerate(labels) if other == label]

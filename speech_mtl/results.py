@@ -44,7 +44,8 @@ class Segment:
     labels: dict[str, Label]
     """The classify tasks' answers by task name."""
     threshold: float | None = None
-    """From which on the score gives the voice its name; it depends on how long the voice was heard."""
+    """From which on the score gives the voice its name, unless another voice of the recording is nearer to it; it
+    depends on how long the voice was heard."""
     probability: float | None = None
     """That the voice is best_name's, if it is as likely as not to be enrolled; None where that is not calibrated."""
 

@@ -14,15 +14,20 @@ import torch
 from conftest import RATE, tiny_model, tiny_values, tone_word
 from lhotse import CutSet, Recording
 
+from speech_mtl import decode
 from speech_mtl.audio import AudioError, resample
+from speech_mtl.calibration import Calibration
 from speech_mtl.checkpoint import CheckpointError, save_model
 from speech_mtl.config import parse_config
 from speech_mtl.data import read_cuts
+from speech_mtl.diarize import Phrase, Voices
 from speech_mtl.evaluate import evaluate_rows
 from speech_mtl.formats import FORMATS, format_result, who
-from speech_mtl.recognizer import Recognizer
+from speech_mtl.listening import Hearing
+from speech_mtl.recognizer import Recognizer, asr_of
 from speech_mtl.results import Label, Result, Segment, Word
 from speech_mtl.speakers import SpeakerDatabaseError
+from speech_mtl.windows import Stitch
 
 
 def save_tiny(folder: Path, seed: int = 0, **tasks: dict | None) -> Path:
@@ -121,6 +126,46 @@ def test_the_number_of_voices_is_an_upper_bound(recognizer: Recognizer) -> None:
     assert len(recognizer.transcribe((speech(40.0), RATE), speakers=1).speakers) == 1
     with pytest.raises(ValueError, match="speakers=0; expected 1 or more"):
         recognizer.transcribe((speech(1.0), RATE), speakers=0)
+
+
+@pytest.mark.parametrize(("angles", "labels"), [
+    ((20, 90), ["ann", "unknown 1"]),  # degrees from ann's enrolled voice
+    ((40, 0, 55), ["unknown 1", "ann", "unknown 2"]),  # the nearest has the name; the threshold is at 60 degrees
+    ((20, -35), ["ann", "unknown 1"]),  # on the other side of ann's: two people
+    ((25, 40, -45), ["ann", "ann", "unknown 1"]),  # the first two are nearer to each other than to ann's: one person
+])  # fmt: skip
+def test_a_name_goes_to_one_voice_of_a_recording(
+    recognizer: Recognizer, angles: tuple[int, ...], labels: list[str]
+) -> None:
+    size = recognizer.model.config.tasks["speaker"].embedding_dim
+    radians = np.deg2rad(angles)
+    centres = np.zeros((len(angles), size), dtype=np.float32)
+    centres[:, 0], centres[:, 1] = np.cos(radians), np.sin(radians)
+    found = Voices(np.arange(len(angles)), np.ones(len(angles)), centres, np.full(len(angles), 10.0))
+    voices = Recognizer(recognizer.model, Calibration.of(0.5, ""), recognizer.db)._voices(
+        found, ["ann"], np.eye(1, size, dtype=np.float32)
+    )
+    assert [voice.speaker for voice in voices] == labels
+
+
+def test_a_voice_that_another_keeps_from_a_name_says_so(
+    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recognizer.enroll("ann", [(speech(2.0, seed=1), RATE)])
+    [ann] = recognizer.database.references()[1]
+    other = 0.8 * ann + 0.6 * np.linalg.svd(ann[None])[2][-1]
+    gender = {"gender": np.log([0.5, 0.5])}
+    pieces = [Phrase([decode.Word("hello", start_s, start_s + 0.5, 0.9)], ann, gender) for start_s in (0.0, 2.0)]
+    found = Voices(np.array([0, 1]), np.ones(2), np.stack([ann, other]), np.full(2, 10.0))
+    monkeypatch.setattr("speech_mtl.recognizer.find_voices", lambda phrases, population, count: found)
+    heard = Hearing("meeting.wav", Stitch(recognizer.model))
+    heard.phrases = [dataclasses.replace(piece, pieces=[piece]) for piece in pieces]
+    result = Recognizer(recognizer.model, Calibration.of(0.5, ""), recognizer.db)._result(
+        heard, asr_of(recognizer.model), None
+    )
+    assert [segment.speaker for segment in result.segments] == ["ann", "unknown 1"]
+    assert "unknown 1 is like ann (0.80), but another voice is more so" in result.notes
+    assert "[unknown 1 0.80 ≥ 0.5, not ann]" in format_result(result, "txt")
 
 
 def test_identify_verify_and_thresholds(recognizer: Recognizer, folder: Path, tmp_path: Path) -> None:
