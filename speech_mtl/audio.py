@@ -13,10 +13,14 @@ from dataclasses import dataclass
 from io import FileIO
 from math import ceil, gcd
 from pathlib import Path
-from typing import Any
+from stat import S_ISDIR, S_ISREG
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
+
+if TYPE_CHECKING:
+    from lhotse.cut import Cut
 
 Audio = str | Path | tuple[np.ndarray, int]
 """A file, or samples (N,) or (N, channels) with their rate in Hz."""
@@ -82,6 +86,15 @@ def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
     return np.concatenate(list(open_sound(path, sample_rate).blocks))
 
 
+def cut_audio(cut: Cut) -> Audio:
+    """A cut's samples and their rate. Raises AudioError, which names the cut."""
+    try:
+        return cut.load_audio().T, cut.sampling_rate
+    except Exception as error:  # lhotse raises many kinds
+        reason = (str(error).strip() or repr(error)).splitlines()[0]
+        raise AudioError(f"cut '{cut.id}': {reason}") from None
+
+
 def as_mono(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
     """Samples (N,) or (N, channels) at `rate` Hz -> checked float32 (N,) at `sample_rate` Hz. Raises AudioError.
 
@@ -97,12 +110,14 @@ def _opened(path: Path) -> soundfile.SoundFile:
         except RuntimeError as error:
             raise _unreadable(path, error) from None
     try:
-        size = path.stat().st_size
+        kind = path.stat()
     except OSError as error:
         raise AudioError(f"{path}: {error.strerror}; expected an audio file") from None
-    if path.is_dir() or size == 0:
-        found = "is a folder" if path.is_dir() else "is empty (0 bytes)"
+    if not S_ISREG(kind.st_mode):
+        found = "is a folder" if S_ISDIR(kind.st_mode) else "is no file; of a pipe, - reads wav from stdin"
         raise AudioError(f"{path}: {found}; expected an audio file")
+    if kind.st_size == 0:
+        raise AudioError(f"{path}: is empty (0 bytes); expected an audio file")
     try:
         file = soundfile.SoundFile(path)
         if file.format in ("WAV", "WAVEX") and file.frames == 0 and (place := _unwritten_size(path)):
@@ -110,6 +125,8 @@ def _opened(path: Path) -> soundfile.SoundFile:
             file = soundfile.SoundFile(_Unfinished(path, place))
     except (RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors; TypeError: .raw, without a header
         raise _unreadable(path, error) from None
+    except UnicodeEncodeError:
+        raise AudioError(f"{ascii(str(path))}: the name is not UTF-8; expected one that is: rename the file") from None
     return file
 
 

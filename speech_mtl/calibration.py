@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from speech_mtl.checkpoint import WEIGHTS, CheckpointError, write_atomically
+from speech_mtl.checkpoint import CheckpointError, fingerprint_of, write_atomically
 
 CALIBRATION = "calibration.json"
 THRESHOLDS = "thresholds.json"
@@ -161,8 +161,7 @@ def read_calibration(folder: Path, fingerprint: str | None) -> Calibration:
 
 def save_calibration(folder: Path, calibration: Calibration) -> Path:
     """Write calibration.json for the weights that the folder holds now; it replaces a thresholds.json."""
-    described = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    bound = calibration.model_copy(update={"fingerprint": described["files"][WEIGHTS][:16]})
+    bound = calibration.model_copy(update={"fingerprint": fingerprint_of(folder)})
     write_atomically(folder / CALIBRATION, lambda path: path.write_text(bound.to_json(), encoding="utf-8"))
     (folder / THRESHOLDS).unlink(missing_ok=True)
     return folder / CALIBRATION

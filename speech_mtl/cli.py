@@ -329,6 +329,8 @@ def transcribe(
         raise typer.BadParameter(f"--format {fmt}; accepted: {', '.join(formats.FORMATS)}")
     if out is None and len(files) > 1 and fmt not in formats.JOINABLE:
         raise typer.BadParameter(f"several recordings as {fmt} do not fit in one stream; give --out DIR")
+    if fmt == "html" and Path("-") in files:
+        raise typer.BadParameter("an html page holds the recording's sound, which a pipe gives but once; give a file")
     if stream and out is None and fmt not in ("txt", "json"):
         raise typer.BadParameter(f"--stream writes to stdout, where {fmt} would not be alone; give --out DIR")
     targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from click.core import ParameterSource
 
 from speech_mtl.cli_options import Db, Model, load_recognizer
 from speech_mtl.terminal import fail, guarded, note, progress
@@ -22,6 +23,7 @@ def register(app: typer.Typer) -> None:
 
 @guarded
 def calibrate(
+    context: typer.Context,
     sources: Annotated[
         list[Path], typer.Argument(metavar="SOURCES...", help="Manifests with speakers, or folders: SPEAKER/x.wav.")
     ],
@@ -48,8 +50,8 @@ def calibrate(
     from speech_mtl.calibration import save_calibration
     from speech_mtl.speakers import SpeakerDatabase, default_path
 
-    database = None
-    if model is None or db is not None:  # a wrong one is refused before any recording is read
+    database, db_is_meant = None, context.get_parameter_source("db") is ParameterSource.COMMANDLINE
+    if model is None or db_is_meant:  # a wrong one is refused before any recording is read
         database = SpeakerDatabase(db or default_path(), recognizer.model.fingerprint)
     recordings = list(trials.labelled(sources))
     with progress("listening", len(recordings)) as show:

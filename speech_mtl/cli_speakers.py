@@ -29,6 +29,8 @@ Force = Annotated[
     bool, typer.Option("--force", help="Enrol what is too short or noisy, or under a name that seems wrong, too.")
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME")]
+LaterDb = Annotated[Path | None, typer.Option("--db", help="Enrolled speakers; as before the command's name.")]
+"""Of a command of `speakers`; without a variable of the environment, which would outdo a --db before its name."""
 
 speakers = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
 
@@ -139,18 +141,21 @@ def enroll(
         if transcript is not None:
             from speech_mtl.cli_conversations import enroll_from
 
-            remarks = enroll_from(recognizer, transcript, voice, name, force)
+            _warn(enroll_from(recognizer, transcript, voice, name, force))
         else:
             try:
                 for_each_file(
                     "enrolling", files, lambda file, _: heard.append(recognizer.listen_to_enroll(file, force))
                 )
             finally:  # the good ones are enrolled, whatever happened to the others
-                remarks = recognizer.enroll_heard(name, heard, force)
-        for remark in remarks:
-            note(f"warning: {remark}")
+                _warn(recognizer.enroll_heard(name, heard, force))
     finally:
         note(f"{name}: {len(database.utterances().get(name, []))} utterances enrolled in {database.path}")
+
+
+def _warn(remarks: list[str]) -> None:
+    for remark in remarks:
+        note(f"warning: {remark}")
 
 
 def _database(context: typer.Context, db: Path | None) -> SpeakerDatabase:
@@ -174,7 +179,7 @@ def _speakers(context: typer.Context, db: Db = None) -> None:
 
 @speakers.command("list")
 @guarded
-def list_(context: typer.Context, db: Db = None) -> None:
+def list_(context: typer.Context, db: LaterDb = None) -> None:
     """Name, utterances, seconds of speech, date of the last utterance (tab-separated).
 
     \b
@@ -195,7 +200,7 @@ def _list(database: SpeakerDatabase) -> None:
 
 @speakers.command()
 @guarded
-def show(context: typer.Context, name: Name, db: Db = None) -> None:
+def show(context: typer.Context, name: Name, db: LaterDb = None) -> None:
     """A speaker's utterances: date, seconds of speech, dB above the noise, % clipped, likeness to the others
     (tab-separated).
 
@@ -226,7 +231,7 @@ def rename(
     context: typer.Context,
     old: Annotated[str, typer.Argument(metavar="OLD")],
     new: Annotated[str, typer.Argument(metavar="NEW")],
-    db: Db = None,
+    db: LaterDb = None,
 ) -> None:
     """Give a speaker another name, which nobody has yet.
 
@@ -242,7 +247,7 @@ def merge(
     context: typer.Context,
     source: Annotated[str, typer.Argument(metavar="FROM")],
     target: Annotated[str, typer.Argument(metavar="INTO")],
-    db: Db = None,
+    db: LaterDb = None,
 ) -> None:
     """Make two names one: what is enrolled as FROM belongs to INTO.
 
@@ -254,7 +259,7 @@ def merge(
 
 @speakers.command()
 @guarded
-def remove(context: typer.Context, name: Name, db: Db = None) -> None:
+def remove(context: typer.Context, name: Name, db: LaterDb = None) -> None:
     """Forget a speaker.
 
     \b
@@ -266,7 +271,7 @@ def remove(context: typer.Context, name: Name, db: Db = None) -> None:
 @speakers.command("export")
 @guarded
 def export_(
-    context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE.json")], db: Db = None
+    context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE.json")], db: LaterDb = None
 ) -> None:  # fmt: skip
     """Write all that is enrolled to a JSON file: embeddings, seconds, quality, and the model's fingerprint.
 
@@ -287,7 +292,7 @@ def export_(
 @speakers.command("import")
 @guarded
 def import_(
-    context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE.json")], db: Db = None
+    context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE.json")], db: LaterDb = None
 ) -> None:  # fmt: skip
     """Enrol the speakers of an exported file, all or none: a name that is there already is refused.
 

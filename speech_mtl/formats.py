@@ -14,8 +14,6 @@ from pathlib import Path
 from textwrap import wrap
 from typing import TYPE_CHECKING
 
-from speech_mtl.speakers import is_unknown
-
 if TYPE_CHECKING:
     from speech_mtl.results import Result, Segment, Word
 
@@ -49,6 +47,8 @@ def who(segment: Segment) -> str:
 
     'unknown 0.71 ≥ 0.5, not alice': another voice of the recording is nearer to hers.
     """
+    from speech_mtl.speakers import is_unknown
+
     score, threshold = segment.score, segment.threshold
     if segment.speaker is None or score is None or threshold is None:
         return segment.speaker or ""
@@ -165,15 +165,10 @@ def _quoted(text: str) -> str:
 
 
 def _html(result: Result) -> str:
-    """A page with the recording's sound; result.audio must be its file."""
-    from speech_mtl.audio import AudioError
+    """A page with the recording's sound; result.audio must be its file. Raises AudioError."""
     from speech_mtl.report.transcript import transcript_page
 
-    try:
-        shown = replace(result, notes=[*result.notes, *filter(None, [result.damage])])
-        return transcript_page(asdict(shown)) + "\n"
-    except (OSError, RuntimeError) as error:
-        raise AudioError(f"{result.audio}: the page's sound cannot be read ({error}); expected the file") from None
+    return transcript_page(asdict(replace(result, notes=[*result.notes, *filter(None, [result.damage])]))) + "\n"
 
 
 FORMATS: dict[str, Callable[[Result], str]] = {

@@ -35,6 +35,10 @@ class Hearing:
     damage: AudioError | None = None
     """Why the recording could not be read to its end."""
 
+    def is_unusable(self, sample_rate: int) -> bool:
+        """Whether nothing came before the damage; known when the last block is read."""
+        return self.damage is not None and self.level.samples < MIN_DURATION_S * sample_rate
+
     def blocks(self, audio: Audio, sample_rate: int) -> Iterator[np.ndarray]:
         """The recording's samples, up to its end or its damage."""
         try:
@@ -71,8 +75,7 @@ def hear_all(
             continue
         done += 1
         on_progress(done)
-        unusable = heard.damage is not None and heard.level.samples < MIN_DURATION_S * rate
-        yield heard.damage if unusable and heard.damage is not None else heard
+        yield heard.damage if heard.damage is not None and heard.is_unusable(rate) else heard
 
 
 def _windows(model: SpeechModel, audios: Iterable[Audio]) -> Iterator[tuple[Hearing, Window | None]]:
@@ -81,7 +84,8 @@ def _windows(model: SpeechModel, audios: Iterable[Audio]) -> Iterator[tuple[Hear
     for audio in audios:
         heard = Hearing("samples" if isinstance(audio, tuple) else str(audio), Stitch(model))
         for window in windows(heard.blocks(audio, rate), rate, model.frame_samples):
-            yield heard, window
+            if not heard.is_unusable(rate):
+                yield heard, window
         yield heard, None
 
 

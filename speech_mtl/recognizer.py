@@ -293,9 +293,10 @@ class Recognizer:
         nearest = {match.name: k for k, match in sorted(enumerate(matches), key=lambda one: one[1].score or 0.0)}
         unknown = 0
         labels = []
-        for centre, match in zip(found.centres, matches, strict=True):
+        for k, match in enumerate(matches):
             first = nearest[match.name]
-            is_other = match.name == UNKNOWN or centre @ found.centres[first] < (matches[first].score or 0.0)
+            likeness = 1.0 if k == first else found.centres[k] @ found.centres[first]
+            is_other = match.name == UNKNOWN or likeness < min(1.0, matches[first].score or 0.0)
             unknown += is_other
             labels.append(f"{UNKNOWN} {unknown}" if is_other else match.name)
         merged = {}

@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 from lhotse.cut import Cut
 
-from speech_mtl.audio import Audio, AudioError, open_sound
+from speech_mtl.audio import AudioError, cut_audio, open_sound
 from speech_mtl.calibration import LONGEST_S, SHORTEST_S
 from speech_mtl.data import DataError, read_cuts
 from speech_mtl.enrolment import Heard, Span, listen
@@ -132,14 +132,7 @@ def hear_all(
 
 def _parts(source: Path | Cut, rate: int, most_s: float) -> Iterator[np.ndarray]:
     """The recording's first `most_s` seconds in parts of UNIT_S. Raises AudioError."""
-    audio: Audio
-    if isinstance(source, Cut):
-        try:
-            audio = source.load_audio().T, source.sampling_rate
-        except Exception as error:  # lhotse raises many kinds
-            raise AudioError((str(error).strip() or repr(error)).splitlines()[0]) from None
-    else:
-        audio = source
+    audio = cut_audio(source) if isinstance(source, Cut) else source
     size, read = round(UNIT_S * rate), 0
     for samples in open_sound(audio, rate).blocks:
         for start in range(0, len(samples), size):

@@ -137,7 +137,8 @@ def windows(
             held.forget_before(first)
             continue
         limit = held.end if run is None else min(run[0] + margin, held.end)
-        ends = limit - first <= core and (run is not None or held.complete)
+        # where a silence begins, without the margin, decides: a cut within it would leave no sound to end
+        ends = held.complete and limit - first <= core if run is None else run[0] - first <= core
         last = limit if ends else _quietest(held, first + core * 3 // 4, min(first + core, limit))
         start = max(sound_start, first - context)
         heard_to = start - (start - last - context) // grid * grid

@@ -220,7 +220,7 @@ def recordings(tmp_path: Path) -> Path:
     return tmp_path / "voices"
 
 
-def test_calibrate_a_folder(recordings: Path, tmp_path: Path) -> None:
+def test_calibrate_a_folder(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, db = save_tiny(tmp_path / "model"), tmp_path / "s.db"
     (recordings / "ann" / "broken.wav").write_text("no audio")
     done = call("calibrate", recordings, "-m", model, "--fa", "0.1")
@@ -231,6 +231,10 @@ def test_calibrate_a_folder(recordings: Path, tmp_path: Path) -> None:
     once = (model / "calibration.json").read_text()
     assert call("calibrate", recordings, "-m", model, "--fa", "0.1").exit_code == 0
     assert (model / "calibration.json").read_text() == once  # nothing is left to chance
+    monkeypatch.setenv("SPEECH_MTL_SPEAKERS", str(db))  # where voices are enrolled, not what the call asks for
+    (model / "calibration.json").unlink()
+    assert call("calibrate", recordings, "-m", model, "--fa", "0.1").exit_code == 0
+    assert (model / "calibration.json").read_text() == once and not db.exists()
     assert "10 % false acceptance on 3 speakers" in Recognizer.from_pretrained(model, db=db).calibration.note
     assert call("calibrate", recordings, "-m", model, "--db", db, "--fa", "0.2").exit_code == 0
     assert Recognizer.from_pretrained(model, db=db).calibration.false_acceptance == 0.2

@@ -25,7 +25,7 @@ from speech_mtl.recognizer import Recognizer
 from speech_mtl.results import Result as Recognized
 
 COMMANDS = [
-    "prepare", "inspect", "train", "import", "export", "evaluate", "transcribe", "align", "identify", "verify",
+    "prepare", "inspect", "teach", "train", "import", "export", "evaluate", "transcribe", "align", "identify", "verify",
     "enroll", "speakers", "calibrate", "lm", "demo",
 ]  # fmt: skip
 
@@ -96,6 +96,7 @@ def test_package_names_are_the_functions_whichever_import_comes_first() -> None:
         (["transcribe", "a.wav", "--format", "docx"], "--format docx; accepted: txt, json"),
         (["transcribe", "a.wav", "b.wav", "--format", "srt"], "give --out DIR"),
         (["transcribe", "a.wav", "b/a.wav", "--out", "x"], "same name"),
+        (["transcribe", "-", "--format", "html"], "give a file"),
         (["transcribe", "a.wav", "--threshold", "2"], "less than or equal to 1"),
         (["transcribe", "a.wav", "--device", "abacus"], "--device abacus"), (["verify", "a.wav"], "Missing argument"),
         (["enroll", "unknown", "a.wav"], "other than 'unknown'"), (["prepare", "fsd"], "did you mean 'fsdd'"),
@@ -147,6 +148,25 @@ def test_bad_files_are_listed_at_the_end_and_the_good_ones_are_done(place: Path,
     assert summary == "2 of 3 files done; not done:" and error.startswith("error: ") and "bad.wav" in error
     result = call("enroll", "ann", place / "bad.wav", place / "0.wav", "-m", model)
     assert result.exit_code == 1 and "ann: 1 utterances enrolled" in result.stderr
+    assert "s of speech enrolled; 5 s or more are recognised better" in result.stderr
+
+
+def test_recordings_of_a_few_samples_are_bad_ones(place: Path, model: Path) -> None:
+    for samples in (1, 100, 200, 1599):
+        soundfile.write(place / "tiny.wav", speech(1.0)[:samples], RATE)
+        alone = call("transcribe", place / "tiny.wav", "-m", model)
+        assert alone.exit_code == 1 and "tiny.wav: lasts 0." in alone.stderr and alone.stdout == ""
+        result = call("transcribe", place / "tiny.wav", place / "0.wav", "-m", model)
+        assert result.exit_code == 1 and "1 of 2 files done" in result.stderr and "0.wav" in result.stdout
+
+
+def test_names_that_are_no_text_and_pipes_are_bad_ones(place: Path, model: Path) -> None:
+    odd = place / os.fsdecode(b"caf\xe9.wav")
+    odd.write_bytes((place / "0.wav").read_bytes())
+    os.mkfifo(place / "pipe.wav")
+    result = call("transcribe", odd, place / "pipe.wav", place / "0.wav", "-m", model)
+    assert result.exit_code == 1 and "1 of 3 files done" in result.stderr and "0.wav" in result.stdout
+    assert "the name is not UTF-8" in result.stderr and "pipe.wav: is no file; of a pipe, - reads wav" in result.stderr
 
 
 def test_out_writes_a_file_for_each_recording(place: Path, model: Path) -> None:
@@ -166,6 +186,8 @@ def test_a_damaged_recording_is_written_as_far_as_it_goes_and_ends_with_1(place:
     assert sorted(path.name for path in (place / "out").iterdir()) == ["0.txt", "1.txt", "2.txt"]
     *_, summary, error = result.stderr.strip().splitlines()
     assert summary == "2 of 3 files done; not done:" and error.endswith("what comes before is transcribed")
+    page = call("transcribe", place / "1.wav", "-m", model, "-f", "html")
+    assert page.exit_code == 1 and "<audio" in page.stdout and page.stderr.strip().splitlines()[-1] == error
 
 
 def test_an_interruption_keeps_what_was_written(place: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -215,6 +237,17 @@ def test_enroll_identify_verify_speakers(place: Path, model: Path) -> None:
     assert call("speakers", "remove", "Ann Lee").exit_code == 0
     empty = call("speakers", "--db", place / "speakers.db")
     assert (empty.exit_code, empty.stdout) == (0, "") and "nobody is enrolled" in empty.stderr
+
+
+def test_the_database_named_before_a_command_goes_before_the_environments(place: Path, model: Path) -> None:
+    for name, db in (("ann", place / "speakers.db"), ("bob", place / "other.db")):
+        assert call("enroll", name, place / "0.wav", "-m", model, "--db", db).exit_code == 0
+    assert call("speakers", "list").stdout.startswith("ann\t")
+    for arguments in (["--db", place / "other.db", "list"], ["list", "--db", place / "other.db"]):
+        assert call("speakers", *arguments).stdout.startswith("bob\t")
+    assert call("speakers", "--db", place / "other.db", "remove", "ann").exit_code == 1
+    assert call("speakers", "--db", place / "other.db", "remove", "bob").exit_code == 0
+    assert call("speakers").stdout.startswith("ann\t")
 
 
 def test_a_voice_of_a_transcript_gets_its_name(place: Path, model: Path) -> None:

@@ -128,6 +128,10 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == [cut.id for cut in cuts]
     said = json.loads((tmp_path / "eval" / f"{cuts[0].id}.json").read_text())
     assert rows[0]["words"] == sum(len(s["words"]) for s in said["segments"])
+    sound = Path(cuts[1].recording.sources[0].source)
+    sound.rename(tmp_path / "elsewhere")
+    result = call("evaluate", model, manifest, "--conversations", "--out", tmp_path / "eval")
+    assert result.exit_code == 1 and f"error: cut '{cuts[1].id}': " in result.stderr
     bare = cuts[0].map_supervisions(lambda s: SupervisionSegment(s.id, s.recording_id, s.start, s.duration, text="a"))
     CutSet.from_cuts([bare]).to_file(tmp_path / "bare.jsonl.gz")
     result = call("evaluate", model, tmp_path / "bare.jsonl.gz", "--conversations", "--out", tmp_path / "eval")

@@ -16,6 +16,7 @@ from test_recognizer import speech
 from typer.testing import CliRunner
 
 from speech_mtl import export as exporting
+from speech_mtl.calibration import Calibration, save_calibration
 from speech_mtl.checkpoint import CheckpointError, load_model, save_model
 from speech_mtl.cli import app
 from speech_mtl.config import parse_config
@@ -242,6 +243,14 @@ def test_check_fails_where_the_outputs_differ(own: tuple[Path, Path], corpus: di
     assert found.failures() == []
     found.export.counts = [{**counts, "insertions": counts["insertions"] + 1} for counts in found.export.counts]
     assert ["points above the model's; accepted: 0.5" in line for line in found.failures()] == [True]
+
+
+def test_an_export_is_calibrated_as_itself(int8: Path) -> None:
+    path = save_calibration(int8.parent, Calibration.of(0.7, "x"))
+    try:
+        assert Recognizer.from_pretrained(int8.parent).calibration.threshold(1.0) == 0.7
+    finally:
+        path.unlink()
 
 
 def test_int8_is_another_model_to_the_speaker_database(own: tuple[Path, Path], int8: Path, tmp_path: Path) -> None:

@@ -182,5 +182,11 @@ def test_html_of_a_model_that_names_nobody_has_no_boxes(result: Result) -> None:
 
 
 def test_html_needs_the_recording(result: Result) -> None:
-    with pytest.raises(AudioError, match="samples: the page's sound cannot be read .*expected the file"):
+    with pytest.raises(AudioError, match="samples: No such file or directory; expected an audio file"):
         format_result(dataclasses.replace(result, audio="samples"), "html")
+
+
+def test_html_of_a_long_recording_at_a_rate_that_mp3_lacks(result: Result, tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 96000 * 121), 96000)
+    page = format_result(dataclasses.replace(result, audio=str(tmp_path / "long.wav")), "html")
+    assert 'src="data:audio/mpeg;base64,' in page

@@ -26,7 +26,7 @@ from speech_mtl.formats import FORMATS, format_result, who
 from speech_mtl.listening import Hearing
 from speech_mtl.recognizer import Recognizer, asr_of
 from speech_mtl.results import Label, Result, Segment, Word
-from speech_mtl.speakers import SpeakerDatabaseError
+from speech_mtl.speakers import SpeakerDatabaseError, normalized
 from speech_mtl.windows import Stitch
 
 
@@ -146,6 +146,16 @@ def test_a_name_goes_to_one_voice_of_a_recording(
         found, ["ann"], np.eye(1, size, dtype=np.float32)
     )
     assert [voice.speaker for voice in voices] == labels
+
+
+def test_a_voice_is_no_further_from_itself_than_from_its_name(recognizer: Recognizer) -> None:
+    """A voice enrolled from this very recording scores 1, give or take the last digit."""
+    size = recognizer.model.config.tasks["speaker"].embedding_dim
+    centres = normalized(np.random.default_rng(0).normal(size=(50, size)))
+    found = Voices(np.arange(50), np.ones(50), centres, np.full(50, 10.0))
+    names = [f"person {i:02d}" for i in range(50)]
+    voices = Recognizer(recognizer.model, Calibration.of(0.9, ""), recognizer.db)._voices(found, names, centres)
+    assert [voice.speaker for voice in voices] == names
 
 
 def test_a_voice_that_another_keeps_from_a_name_says_so(

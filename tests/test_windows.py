@@ -79,6 +79,17 @@ def test_digital_silence_is_skipped(size_s: float) -> None:
     assert list(windows(blocks(np.zeros(100 * RATE)), RATE, CELL)) == []
 
 
+@pytest.mark.parametrize("sound_s", [7.6, 7.72, 7.8, 7.88, 7.96, 8.0, 8.04])
+def test_a_silence_at_the_end_of_a_core_ends_the_sound(sound_s: float) -> None:
+    sound, silence = noise(sound_s), np.zeros(3 * RATE, dtype=np.float32)
+    for after_s in (0.0, 4.0):
+        samples = np.r_[sound, silence, noise(after_s)]
+        found = list(windows(blocks(samples), RATE, CELL, core_s=8.0, context_s=1.0))
+        ends = [window.last for window in found if window.ends]
+        assert len(ends) == (2 if after_s else 1) and 0 <= ends[0] - len(sound) <= 0.25 * RATE
+        assert sum(window.first > ends[0] for window in found) == len(ends) - 1
+
+
 def all_of(model: SpeechModel, samples: np.ndarray, **sizes: float) -> tuple[torch.Tensor, list[torch.Tensor]]:
     parts = [core for core, _ in cores(model, blocks(samples), "asr", ["speaker"], **sizes)]
     frames = [part.frames["speaker"] for part in parts]

@@ -9,27 +9,43 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from speech_mtl.report.figures import read_audio
+import numpy as np
+
+from speech_mtl.audio import AudioError, open_sound
 from speech_mtl.report.page import environment
 from speech_mtl.report.player import UNKNOWN, VOICES_CSS, embedded_sound, voice_colors
 
+SOUND_HZ = 16000
+"""Of the page's sound, whatever the recording's: enough for speech, and MP3 has it."""
 NOBODY = ""
 """Who speaks, where the model names no speakers."""
 
 
 def transcript_page(result: dict[str, Any]) -> str:
-    """The page as text. Raises OSError or RuntimeError where the file `result['audio']` cannot be read."""
+    """The page as text. Raises AudioError where nothing of the file `result['audio']` can be read."""
     turns = _turns(result)
     names = list(dict.fromkeys(turn["speaker"] for turn in turns))
     return environment().get_template("transcript.html.j2").render(
         result=result,
         name=Path(result["audio"]).name,
-        sound=embedded_sound(*read_audio(Path(result["audio"]))),
+        sound=embedded_sound(_sound(result["audio"]), SOUND_HZ),
         colors=voice_colors(names) if names != [NOBODY] else {NOBODY: 0},
         voices=[_voice(name, turns) for name in sorted(names, key=lambda name: name == UNKNOWN)],
         turns=turns,
         css=VOICES_CSS,
     )  # fmt: skip
+
+
+def _sound(audio: str) -> np.ndarray:
+    """The recording up to its end, or to where it breaks off. Raises AudioError where that is at once."""
+    blocks: list[np.ndarray] = []
+    try:
+        for block in open_sound(audio, SOUND_HZ).blocks:
+            blocks.append(block)
+    except AudioError:
+        if not blocks:
+            raise
+    return np.concatenate(blocks)
 
 
 def _turns(result: dict[str, Any]) -> list[dict[str, Any]]:
