@@ -15,6 +15,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from speech_mtl.config import Config
 from speech_mtl.data import Inventory
 
+METRICS = "metrics.jsonl"
+
 
 class TrainingConsole:
     """A context manager around the training loop; on processes other than the first it shows and writes nothing."""
@@ -115,6 +117,6 @@ class TrainingConsole:
                 f"[yellow]{len(failed)} utterances could not be read, such as {example[0]}: {example[1]}"
             )
         line = {"epoch": epoch, "step": step, "elapsed_s": round(elapsed_s, 1), "loss": self.smooth, "dev": summary}
-        with open(self.folder / "metrics.jsonl", "a", encoding="utf-8") as file:
+        with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.last = time.monotonic()

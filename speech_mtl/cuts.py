@@ -89,16 +89,16 @@ class StrungTogether:
     def __init__(self, cuts: Iterable[Cut], config: Config, epoch: int):
         self.cuts, self.config, self.seed, self.epoch = cuts, config.augment, config.train.seed, epoch
         self.permuted = config.data.permute
-        self.partners: dict[str, list[Cut]] = {}
+        self.partners: dict[tuple, list[Cut]] = {}
         for cut in cuts:
             if label_of(cut, "text") is not None and (voice := voice_of(cut)) is not None:
-                self.partners.setdefault(voice, []).append(cut)
+                self.partners.setdefault((voice, cut.sampling_rate), []).append(cut)
 
     def __iter__(self) -> Iterator[Cut]:
         for cut in self.cuts:
             rng = seeded(self.seed, self.epoch, "concat", cut.id)
             if rng.random() < self.config.concat_prob and label_of(cut, "text") is not None:
-                cut = self._append(cut, self.partners.get(voice_of(cut) or "", []), rng)
+                cut = self._append(cut, self.partners.get((voice_of(cut), cut.sampling_rate), []), rng)
             yield cut
 
     def _append(self, cut: Cut, partners: list[Cut], rng: random.Random) -> Cut:

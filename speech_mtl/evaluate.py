@@ -24,7 +24,7 @@ from torch import Tensor
 from speech_mtl import metrics
 from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.cuts import at_all_speeds
-from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts
+from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts, usable
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import ASR
@@ -109,8 +109,9 @@ def fit_speakers(
             for number, cuts in enumerate(corpora):
                 chosen = []
                 for cut in cuts:
-                    speaker = label_of(cut, "speaker")
-                    if speaker in task.index and taken[speaker] < per_speaker:
+                    speaker = label_of(cut, "speaker") or ""
+                    known = speaker in task.index and usable(cut, model.config.data) is None
+                    if known and taken[speaker] < per_speaker:
                         taken[speaker] += 1
                         chosen.append(cut)
                 for batch in source(model, CutSet.from_cuts(at_all_speeds(chosen, model.config.augment.speeds))):
@@ -121,7 +122,8 @@ def fit_speakers(
                     features += [task(frames)["features"].cpu() for frames in views]
                     speakers += len(views) * [label_of(cut, "speaker") or "" for cut in batch.cuts]
                     numbers += len(views) * len(batch.cuts) * [number]
-            task.fit(torch.cat(features), speakers, numbers, shares)
+            if features:  # a frozen head's speakers may be none of these: it stays as it is
+                task.fit(torch.cat(features), speakers, numbers, shares)
 
 
 def speaker_task(model: SpeechModel) -> str:

@@ -6,7 +6,7 @@ from collections import Counter
 
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import Config, ConfigError
-from speech_mtl.data import DataError, Inventory, SpeechDataset, check_labels, read_cuts, take_inventory
+from speech_mtl.data import DataError, Inventory, SpeechDataset, check_labels, read_cuts, take_inventory, usable
 from speech_mtl.mixture import read_training
 from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
@@ -82,7 +82,10 @@ def choose_tokenizer(texts: list[str], config: Config, start: SpeechModel | None
     Raises CheckpointError where that one writes in another way, or where it cannot write the training texts.
     """
     if start is None or start.tokenizer is None:
-        return Tokenizer.train(texts, config.text)
+        try:
+            return Tokenizer.train(texts, config.text)
+        except ValueError as error:
+            raise DataError(f"data.train: {error}") from None
     if config.trunk.frozen:  # nothing learns to write them
         return start.tokenizer
     for key in ("case", "punctuation"):
@@ -130,7 +133,7 @@ def start_from(model: SpeechModel, other: SpeechModel, folder: str) -> None:
 
 def _measure_features(model: SpeechModel, config: Config, utterances: int = 500) -> None:
     """The fixed mean and scale of the mel bins, from utterances spread over the training data."""
-    cuts = list(read_cuts(config.data.train))
+    cuts = [cut for cut in read_cuts(config.data.train) if usable(cut, config.data) is None]
     dataset = SpeechDataset(config)
     log_mels = []
     for cut in cuts[:: max(1, len(cuts) // utterances)]:

@@ -103,8 +103,8 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def drop_records_after(folder: Path, step: int) -> None:
-    """What a run measured after the state that it is resumed from."""
-    kept = [record for record in read_records(folder) if record["step"] <= step]
+    """What a run measured after the state that it is resumed from; it measures before a step, so that one too."""
+    kept = [record for record in read_records(folder) if record["step"] < step]
     if (folder / FILE).exists():
         (folder / FILE).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 

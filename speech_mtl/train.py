@@ -13,6 +13,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,13 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import set_seed
+from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from speech_mtl import frame_cache, interference
 from speech_mtl.calibration import Calibration, save_calibration
 from speech_mtl.checkpoint import CheckpointError, save_model, write_atomically
 from speech_mtl.config import Config
-from speech_mtl.console import TrainingConsole
+from speech_mtl.console import METRICS, TrainingConsole
 from speech_mtl.data import (
     Batch,
     DataError,
@@ -70,6 +71,9 @@ def train(config: Config, out: str | Path, *, resume: bool = False) -> Path:
     trainer = Trainer(config, out)
     if resume:
         trainer.load_state(state)
+    elif trainer.accelerator.is_main_process:  # what a run left that was killed before it had a state
+        for name in (interference.FILE, METRICS):
+            (out / "training" / name).unlink(missing_ok=True)
     return trainer.run()
 
 
@@ -94,8 +98,11 @@ class Trainer:
         self.config, self.out = config, out
         AcceleratorState._reset_state()  # accelerate keeps the first run's precision for the life of the process
         self.accelerator = Accelerator(
-            mixed_precision=config.train.precision, cpu=not torch.accelerator.is_available()
-        )  # fmt: skip
+            mixed_precision=config.train.precision,
+            cpu=not torch.cuda.is_available(),  # an Apple GPU lacks float64
+            # the main process scores and keeps frames while the others wait
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=7))],
+        )
         set_seed(config.train.seed)  # the same start everywhere
         if self.accelerator.device.type == "cpu":
             keep_freed_memory()
@@ -305,7 +312,8 @@ class Trainer:
 
     def save_state(self) -> None:
         """All that `load_state` needs to go on exactly; written so that a crash leaves the last good one."""
-        rngs = self.accelerator.gather(torch.get_rng_state()[None].to(self.accelerator.device)).cpu()
+        rngs = self._of_all_processes(torch.get_rng_state())
+        cuda_rngs = self._of_all_processes(torch.cuda.get_rng_state()) if torch.cuda.is_available() else None
         if not self.accelerator.is_main_process:
             return
         state = {
@@ -313,13 +321,15 @@ class Trainer:
             "model": self._changing(self.raw_model), "average": self._changing(self.average.module),
             "optimizer": self.optimizer.state_dict(), "weighting": self.weighting.state_dict(), "rngs": rngs,
             "place": [self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s],
-            "averaged": self.average.updates, "start_wer": self.start_wer,
+            "averaged": self.average.updates, "start_wer": self.start_wer, "cuda_rngs": cuda_rngs,
         }  # fmt: skip
-        if torch.cuda.is_available():
-            state["cuda_rng"] = torch.cuda.get_rng_state()
         folder = self.out / "training"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "state.pt", lambda path: torch.save(state, path))
+
+    def _of_all_processes(self, state: torch.Tensor) -> torch.Tensor:
+        """A row a process."""
+        return self.accelerator.gather(state[None].to(self.accelerator.device)).cpu()
 
     def _changing(self, model: SpeechModel) -> dict[str, torch.Tensor]:
         """The weights that training changes: those of a frozen trunk are in train.init."""
@@ -333,6 +343,8 @@ class Trainer:
             f"{s}.{k}" for s in now for k in now[s] if before.get(s, {}).get(k) != json.loads(json.dumps(now[s][k]))
         ]:
             raise CheckpointError(f"{path} belongs to another config; these differ: {', '.join(changed)}")
+        if (were := len(state["rngs"])) != (are := self.accelerator.num_processes):
+            raise CheckpointError(f"{path}: trained by {were} processes, resumed by {are}; expected as many")
         labels = json.loads(state["labels"])
         if changed := [task for task in labels if labels[task] != self.raw_model.labels.get(task)]:
             raise CheckpointError(f"{path}: the training data has other classes now for {', '.join(changed)}")
@@ -345,8 +357,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             interference.drop_records_after(path.parent, self.step)
         torch.set_rng_state(state["rngs"][self.accelerator.process_index].clone())
-        if "cuda_rng" in state and torch.cuda.is_available():
-            torch.cuda.set_rng_state(state["cuda_rng"])
+        if state.get("cuda_rngs") is not None and torch.cuda.is_available():
+            torch.cuda.set_rng_state(state["cuda_rngs"][self.accelerator.process_index].clone())
 
 
 class _signals:

@@ -14,7 +14,7 @@ from conftest import tiny_model, tiny_values
 from speech_mtl.compare import compare, comparison_config, encoder_cost
 from speech_mtl.compare.arms import encoder_weights, plan_arms
 from speech_mtl.compare.cost import flops_per_s, own_peak_mb, peak_mb
-from speech_mtl.compare.evidence import _proposal
+from speech_mtl.compare.evidence import _is_scored, _proposal
 from speech_mtl.compare.representations import linear_cka, probe_accuracy
 from speech_mtl.compare.runs import make_runs
 from speech_mtl.config import Config, ConfigError, parse_config
@@ -79,11 +79,34 @@ def test_a_third_task_brings_its_arms(corpus: dict[str, str]) -> None:
         ({"arms": {"mine": ["data.max_utterance_s=3"]}}, r"data.max_utterance_s is 3.0, the other arms have 6.0"),
         ({"arms": {"joint": []}}, "two arms are called 'joint'"),
         ({"overrides": ["epochs"]}, "expected section.key=value"),
+        ({"methods": ["pcgard"]}, "train.weighting: unknown weighting 'pcgard'; did you mean 'pcgrad'?"),
     ],
 )
 def test_refusals_before_anything_is_trained(corpus: dict[str, str], changes: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         plan_arms(comparison_config(config_of(corpus, **changes), quick=False))
+
+
+def test_arms_begin_where_the_recipe_does(corpus: dict[str, str]) -> None:
+    values = compare_values(corpus)
+    values["train"] |= {"init": "some/model", "freeze": ["encoder"]}
+    values["tasks"]["speaker"]["teacher"] = 2.0
+    plan = plan_arms(parse_config(values, "test"))
+    configs = {arm.name: plan.config_of(arm, 1, "other" if arm.start_from else "") for arm in plan.arms}
+    starts = {name: config.train.init for name, config in configs.items()}
+    assert starts["joint"] == starts["asr alone"] == starts["branch 1"] == starts["permuted speaker"] == "some/model"
+    assert starts["asr to speaker"] == "other"
+    small = configs["small speaker"].train
+    assert (small.init, small.freeze) == ("", [])  # a frozen encoder of random weights would learn nothing
+    assert [name for name, c in configs.items() if "speaker" in c.tasks and not c.tasks["speaker"].teacher] == [
+        "permuted speaker"  # vectors stay with their voices, whatever the labels say
+    ]
+
+
+def test_strangers_to_every_arm_count_for_none() -> None:
+    known = {"ref": "ann", "hyp": "bob", "mode": "closed", "scores": {"ann": 0.1, "bob": 0.2}}
+    assert _is_scored(known) and not _is_scored(known | {"ref": "eve"}) and not _is_scored({"hyp": "ann"})
+    assert _is_scored(known | {"ref": "eve", "mode": "enrolled"}) and _is_scored({"ref": "f", "hyp": "m"})
 
 
 def test_a_task_with_one_class_is_refused_before_anything_is_trained(corpus: dict[str, str], tmp_path: Path) -> None:

@@ -11,9 +11,13 @@ import pytest
 import soundfile
 from conftest import RATE, make_corpus, tiny_values
 from lhotse import CutSet, Recording
+from lhotse.cut import MixedCut
 
 from speech_mtl.config import Config, parse_config
-from speech_mtl.data import DataError, Manifest, SpeechDataset, batches, read_cuts, take_inventory
+from speech_mtl.data import Batch, DataError, Manifest, SpeechDataset, batches, read_cuts, take_inventory
+from speech_mtl.evaluate import fit_speakers
+from speech_mtl.initial import prepare_model
+from speech_mtl.mixture import training_corpora
 from speech_mtl.tasks import label_of
 
 
@@ -140,6 +144,37 @@ def test_strung_together_utterances_keep_speaker_and_texts(corpus: dict[str, str
             assert abs(samples / RATE - 0.3 * len(text.split())) < 0.01  # a word lasts 0.3 s
             longer += text != label_of(first, "text")
     assert longer > 10
+
+
+def test_recordings_of_two_rates_are_not_strung_together(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["augment"] = {"concat_prob": 1.0, "concat_max_s": 5.0, "gain_db": 0.0}
+    cuts = [cut if i % 2 else cut.resample(8000) for i, cut in enumerate(read_cuts([corpus["train"]]))]
+    CutSet.from_cuts(cuts).to_file(tmp_path / "two.jsonl.gz")
+    found = [cut for batch in batches(read_cuts([tmp_path / "two.jsonl.gz"]), parse_config(values, "test"), train=True)
+             for cut in batch.cuts]  # fmt: skip
+    assert len(found) == len(cuts) and {cut.sampling_rate for cut in found} == {8000, RATE}
+    assert any(isinstance(cut, MixedCut) for cut in found)
+
+
+def test_utterances_that_are_left_out_are_heard_nowhere(
+    corpus: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = tiny_values(corpus)
+    values["data"] |= {"max_utterance_s": 0.7}
+    config, heard = parse_config(values, "test"), []
+    load = SpeechDataset.__getitem__
+
+    def watched(dataset: SpeechDataset, item: tuple[int, list]) -> Batch:
+        heard.extend(item[1])
+        return load(dataset, item)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SpeechDataset, "__getitem__", watched)
+    model, inventory = prepare_model(config)
+    measured = len(heard)
+    fit_speakers(model.eval(), training_corpora(config))
+    assert inventory.left_out and measured and len(heard) > measured
+    assert all(cut.duration <= 0.7 / 0.9 + 0.01 for cut in heard)  # at the lowest speed
 
 
 def test_batches_keep_to_their_limit(tiny_config: Config) -> None:

@@ -127,6 +127,13 @@ def test_a_frozen_head_keeps_its_classes_and_its_weights(corpus: dict[str, str],
     moved = {name for name, value in start.named_parameters() if not torch.equal(trained[name], value)}
     assert any(name.startswith("encoder.") for name in moved)
     assert not any(name.startswith("tasks.speaker.") for name in moved)
+    # and where nobody that it knows is heard at all
+    CutSet.from_cuts(
+        fastcopy(cut, supervisions=[fastcopy(s, speaker="new") for s in cut.supervisions]) for cut in named
+    ).to_file(tmp_path / "new.jsonl.gz")
+    values["data"]["train"] = [str(tmp_path / "new.jsonl.gz")]
+    after = load_model(train(parse_config(values, "x"), tmp_path / "others"))
+    assert torch.equal(after.task("speaker").voices_CE, start.task("speaker").voices_CE)
 
 
 def test_freezing_what_the_model_does_not_have(corpus: dict[str, str], tmp_path: Path) -> None:

@@ -301,6 +301,14 @@ def test_permuted_labels_keep_their_counts_and_leave_the_rest(three: list[str]) 
     assert take_inventory(new, permuted).classes == take_inventory(old, plain).classes
 
 
+def test_a_teacher_would_tell_what_a_permutation_hides(three: list[str]) -> None:
+    values = tiny_values({"train": three[0], "dev": three[0]})
+    values["data"]["permute"] = ["speaker"]
+    values["tasks"]["speaker"]["teacher"] = 1.0
+    with pytest.raises(ConfigError, match="a teacher's vectors stay with their voices; set tasks.speaker.teacher=0"):
+        parse_config(values, "test")
+
+
 def test_the_permutation_is_one_over_epochs_and_repetitions(three: list[str]) -> None:
     config = config_for([three[0], *three], permute=["speaker"], shares=[3, 1, 2, 2])
     labels: dict[str, set] = {}

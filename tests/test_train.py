@@ -10,7 +10,7 @@ import torch
 from conftest import make_corpus, tiny_values
 
 from speech_mtl.checkpoint import CheckpointError, load_model
-from speech_mtl.config import parse_config
+from speech_mtl.config import ConfigError, parse_config
 from speech_mtl.data import DataError
 from speech_mtl.evaluate import evaluate
 from speech_mtl.train import train
@@ -76,6 +76,11 @@ def test_refusals(corpus: dict[str, str], tmp_path: Path) -> None:
     one = str(make_corpus(tmp_path, 1, seed=4, speaker="ann"))
     with pytest.raises(DataError, match=r"task 'speaker': at least two different labels.*\['ann'\]"):
         train(parse_config(values | {"data": values["data"] | {"train": [one]}}, "x"), tmp_path / "c")
+    mute = str(make_corpus(tmp_path, 1, seed=5, text="!?"))
+    with pytest.raises(DataError, match="data.train: no text to learn a tokenizer from"):
+        train(parse_config(values | {"data": values["data"] | {"train": [mute]}}, "x"), tmp_path / "e")
+    with pytest.raises(ConfigError, match="unknown weighting 'pcgard'; did you mean 'pcgrad'?"):
+        train(parse_config(values | {"train": {"weighting": "pcgard"}}, "x"), tmp_path / "f")
     with pytest.raises(CheckpointError, match="nothing to resume"):
         train(parse_config(values, "x"), tmp_path / "d", resume=True)
 
@@ -83,9 +88,20 @@ def test_refusals(corpus: dict[str, str], tmp_path: Path) -> None:
 def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, str], tmp_path: Path) -> None:
     values = tiny_values(corpus)
     values["train"]["epochs"] = 1
+    (tmp_path / "run/training").mkdir(parents=True)  # of a run that was killed before it had a state
+    for name in ("metrics.jsonl", "interference.jsonl"):
+        (tmp_path / "run/training" / name).write_text('{"step": 0, "epoch": 1}\n')
     train(parse_config(values, "x"), tmp_path / "run")
+    (line,) = (tmp_path / "run/training/metrics.jsonl").read_text().splitlines()
+    assert "loss" in json.loads(line)
+    assert not (tmp_path / "run/training/interference.jsonl").exists()  # nothing is measured here
     with pytest.raises(CheckpointError, match="already holds a run"):
         train(parse_config(values, "x"), tmp_path / "run")
+    state = torch.load(tmp_path / "run/training/state.pt", weights_only=True)
+    state["rngs"] = state["rngs"].repeat(2, 1)
+    torch.save(state, tmp_path / "run/training/state.pt")
+    with pytest.raises(CheckpointError, match="trained by 2 processes, resumed by 1"):
+        train(parse_config(values, "x"), tmp_path / "run", resume=True)
     values["train"]["lr"] = 1e-4
     with pytest.raises(CheckpointError, match=r"another config; these differ: train\.lr"):
         train(parse_config(values, "x"), tmp_path / "run", resume=True)

@@ -53,7 +53,11 @@ class Plan:
         """The arm's recipe. Raises ConfigError for an override that does not fit."""
         values = self.config.model_dump()
         values["tasks"] = {name: values["tasks"][name] for name in arm.tasks}
-        values["train"] |= {"seed": seed, "init": start_folder}
+        values["train"]["seed"] = seed
+        if start_folder:
+            values["train"]["init"] = start_folder
+        elif arm.group == "small":  # nothing of another width fits
+            values["train"] |= {"init": "", "freeze": []}
         if values["train"]["select"] not in (*arm.tasks, "mean"):
             values["train"]["select"] = "mean"
         for override in arm.overrides:
@@ -63,6 +67,8 @@ class Plan:
 
 def plan_arms(config: Config) -> Plan:
     """All the arms that the recipe's [compare] section asks for. Raises ConfigError."""
+    from speech_mtl.weighting import build_weighting
+
     plan, names = Plan(config), list(config.tasks)
     if len(names) < 2:
         raise ConfigError(f"compare: at least two tasks are needed, the recipe has {names}")
@@ -82,7 +88,9 @@ def plan_arms(config: Config) -> Plan:
     for name in rest:
         label = "speaker" if config.tasks[name].type == "speaker" else config.tasks[name].label or name
         title = f"joint, the labels of {name} shuffled among the utterances"
-        plan.add(Arm(f"permuted {name}", title, "control", everything, (f'data.permute=["{label}"]',)))
+        untaught = (f"tasks.{name}.teacher=0",) if config.tasks[name].teacher else ()
+        overrides = (*untaught, f'data.permute=["{label}"]')
+        plan.add(Arm(f"permuted {name}", title, "control", everything, overrides))
     width = _small_width(config)
     for name in names:
         title = f"{name} alone, so small that the {len(names)} of them have the joint model's size"
@@ -120,7 +128,9 @@ def plan_arms(config: Config) -> Plan:
     known = {arm.name for arm in plan.arms}
     plan.arms = [arm for arm in plan.arms if not arm.start_from or arm.start_from in known]
     for arm in plan.arms:  # what does not fit is said before anything is trained
-        _check_same_data(arm.name, plan.config_of(arm, config.compare.seeds[0]).data, config.data)
+        its = plan.config_of(arm, config.compare.seeds[0])
+        _check_same_data(arm.name, its.data, config.data)
+        build_weighting(its.train.weighting, len(arm.tasks))
     return plan
 
 

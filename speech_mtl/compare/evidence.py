@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, stdev
 from typing import Any
 
 from speech_mtl import interference
@@ -19,6 +19,7 @@ from speech_mtl.compare.cost import flops_per_s, measure_cost
 from speech_mtl.compare.representations import block_vectors, linear_cka, probe_accuracy
 from speech_mtl.compare.runs import Run, test_sets
 from speech_mtl.config import Config
+from speech_mtl.console import METRICS
 from speech_mtl.data import DataError, take_inventory
 from speech_mtl.evaluate import Row, headline, read_rows
 from speech_mtl.mixture import read_training
@@ -67,7 +68,7 @@ class Evidence:
         runs = [*self.rows(arm, part), *self.rows(reference, part)]
         if not self.done[arm] or not self.done[reference]:
             return None
-        ids = set.intersection(*({row["id"] for row in rows if "ref" in row[task]} for rows in runs))
+        ids = set.intersection(*({row["id"] for row in rows if _is_scored(row[task])} for rows in runs))
         if not ids:
             return None
         a, b = ([[r for r in rows if r["id"] in ids] for rows in self.rows(name, part)] for name in (arm, reference))
@@ -165,6 +166,11 @@ def _metric(evidence: Evidence, task: str) -> str:
     return "eer" if enrolled else "accuracy error"
 
 
+def _is_scored(row: dict[str, Any]) -> bool:
+    """Whether a task's row has a label that the model can give: as in the summary, a stranger to all arms is none."""
+    return "ref" in row and (row.get("mode") != "closed" or row["ref"] in row["scores"])
+
+
 def _utterances(evidence: Evidence, part: str) -> int:
     return max((len(rows[0]) for arm in evidence.arms if (rows := evidence.rows(arm.name, part))), default=0)
 
@@ -180,7 +186,8 @@ def _arm(evidence: Evidence, arm: Arm) -> dict[str, Any]:
     for part in evidence.sets:
         errors = evidence.errors(arm.name, part)
         facts["scores"][part] = {
-            task: {"per_seed": e, "mean": mean(e.values()), "std": pstdev(e.values())} for task, e in errors.items()
+            task: {"per_seed": e, "mean": mean(e.values()), "std": stdev(e.values()) if len(e) > 1 else None}
+            for task, e in errors.items()
         }
         found = {task: evidence.verdict(arm, task, part) for task in errors}
         facts["verdicts"][part] = {task: v for task, v in found.items() if v}
@@ -223,7 +230,7 @@ def _size(evidence: Evidence, arm: Arm, config: Config) -> dict[str, Any]:
 
 
 def _metrics(run: Run) -> list[dict[str, Any]]:
-    text = (run.folder / "training" / "metrics.jsonl").read_text(encoding="utf-8")
+    text = (run.folder / "training" / METRICS).read_text(encoding="utf-8")
     return [json.loads(line) for line in text.splitlines()]
 
 

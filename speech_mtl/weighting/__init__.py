@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from speech_mtl.config import ConfigError
+
 
 class Weighting(ABC):
     """The contract. K tasks in a fixed order; gram_KK holds the inner products of their gradients.
@@ -85,9 +87,16 @@ METHODS: dict[str, str] = {
 def build_weighting(name: str, tasks: int) -> Weighting:
     """The method of that name for `tasks` tasks: a key of METHODS, or 'torchjd.<Name>' for one of torchjd's.
 
-    Raises ValueError for an unknown name, for a number of tasks the method does not take, and for a torchjd method
+    Raises ConfigError for an unknown name, for a number of tasks the method does not take, and for a torchjd method
     whose packages are not installed.
     """
+    try:
+        return _build(name, tasks)
+    except ValueError as error:
+        raise ConfigError(f"train.weighting: {error}") from None
+
+
+def _build(name: str, tasks: int) -> Weighting:
     if name.startswith("torchjd."):
         from speech_mtl.weighting.from_torchjd import FromTorchJD
 
