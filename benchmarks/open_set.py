@@ -2,17 +2,22 @@
 
     python benchmarks/open_set.py                       # the bundled model
     python benchmarks/open_set.py --model runs/an4 --fa 0.01
+    python benchmarks/open_set.py --peer campplus.onnx  # beside a public speaker encoder (those that `teach` takes)
 
 Half of the fresh speakers are enrolled, about ten seconds each, the others are strangers; this is drawn many times.
 A trial is a piece of a recording, as in `speech-mtl calibrate`, named as `identify` would. Rates are means over the
 speakers, with a 95 % interval from drawing speakers anew. Then the same in conversations of four, where a voice is
-named by all that it says: rates are of words, and the interval is that of drawing conversations anew.
+named by all that it says: rates are of words, and the interval is that of drawing conversations anew. A peer hears the
+same recordings and pieces and is calibrated in the same way; its time is that of a second encoder over all of them.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,11 +28,15 @@ import data_prep
 from speech_mtl.calibrating import calibrate, cllr
 from speech_mtl.calibration import Calibration
 from speech_mtl.conversations import Row, evaluate_conversations
+from speech_mtl.enrolment import Heard, listen
 from speech_mtl.model import SpeechModel
 from speech_mtl.recognizer import PRETRAINED, Recognizer
 from speech_mtl.tasks import label_of
+from speech_mtl.teacher import Teacher
 from speech_mtl.trials import BANDS_S, Trials, groups_of, hear_all, labelled, trials_of
 
+LEAST_SAMPLES = 1600
+"""That a peer is given: less is padded with silence."""
 KINDS = ("strangers named", "enrolled not named", "enrolled named wrongly")
 
 
@@ -43,35 +52,72 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=100, help="how often half of the speakers are enrolled")
     pairs = [("data/an4/enroll.jsonl.gz", "data/an4/trial.jsonl.gz"), (held_out[2], held_out[3])]
     conversations = [f"{enroll},{trial}" for enroll, trial in pairs]
+    parser.add_argument("--peer", type=Path, metavar="FILE.onnx", help="a public speaker encoder, in the same protocol")
     parser.add_argument("--conversations", nargs="*", default=conversations, metavar="ENROLL,TRIAL", help="manifests")
     args = parser.parse_args()
 
     recognizer = Recognizer.from_pretrained(args.model)
     recordings = [list(labelled(sources)) for sources in (args.calibrate, args.fresh)]
-    heard = [hear_all(recognizer.model, recognizer.speaker_task, own)[0] for own in recordings]
+    hear = partial(hear_all, recognizer.model, recognizer.speaker_task)
+    heard = [hear(own)[0] for own in recordings]
     if both := sorted(heard[0].keys() & heard[1].keys()):
         parser.error(f"speakers both in --calibrate and in --fresh: {', '.join(both[:5])}")
-    measured = trials_of(heard[0], groups_of(recordings[0]))
-    calibration, _ = calibrate(measured, heard[0], ", ".join(args.calibrate), args.fa)
+    print(f"fresh: {len(heard[1])} speakers of {', '.join(args.fresh)}; half of them enrolled, {args.draws} draws")
+    calibration = report(heard, groups_of(recordings[0]), ", ".join(args.calibrate), args.fa, args.draws)
+    if args.peer is not None:
+        listen_as, seconds = by_peer(args.peer)
+        theirs = [hear(own, listen=listen_as)[0] for own in recordings]
+        print(f"the peer {args.peer.name}, {seconds['vectors'] / seconds['sound']:.4f} of the sound's duration:")
+        report(theirs, groups_of(recordings[0]), ", ".join(args.calibrate), args.fa, args.draws)
+    for pair in args.conversations:
+        enroll, trial = pair.split(",")
+        rows = list(conversation_rows(recognizer.model, calibration, enroll, trial))
+        print(f"conversations of {trial}, {len(rows)}: {KINDS[0]} {of_words(rows, 'strangers')} of the words, ", end="")
+        print(f"{KINDS[1]} {of_words(rows, 'known')}")
+
+
+def report(
+    heard: list[dict[str, list[Heard]]], groups: dict[str, int], measured_on: str, fa: float, draws: int
+) -> Calibration:  # fmt: skip
+    """Calibrate on the first speakers, and print how often the others are named wrongly or not at all."""
+    calibration, _ = calibrate(trials_of(heard[0], groups), heard[0], measured_on, fa)
     trials = trials_of(heard[1], dict.fromkeys(heard[1], 0), seed=1)
     print(f"calibrated on {len(heard[0])} speakers, {calibration.note}")
-    print(f"fresh: {len(heard[1])} speakers of {', '.join(args.fresh)}; half of them enrolled, {args.draws} draws")
     print(f"Cllr on the fresh speakers: {cllr(trials, calibration):.3f} bits")
     edges = (0.0, *BANDS_S, np.inf)
     rows = [(f"{low:g}-{high:g} s", low, high) for low, high in zip(edges, edges[1:], strict=False)]
     for name, low, high in [*rows, ("phrases (0.5-4 s)", 0.5, 4.0), ("all", 0.0, np.inf)]:
         part = trials.within(low, high)
         if len(part.own_P):
-            shown = [
-                f"{kind} {interval(rates)}"
-                for kind, rates in zip(KINDS, shares(part, calibration, args.draws), strict=True)
-            ]
+            rates = zip(KINDS, shares(part, calibration, draws), strict=True)
+            shown = [f"{kind} {interval(of_kind)}" for kind, of_kind in rates]
             print(f"{name:<18}{'; '.join(shown)} ({len(part.own_P)} pieces)")
-    for pair in args.conversations:
-        enroll, trial = pair.split(",")
-        rows = list(conversation_rows(recognizer.model, calibration, enroll, trial))
-        print(f"conversations of {trial}, {len(rows)}: {KINDS[0]} {of_words(rows, 'strangers')} of the words, ", end="")
-        print(f"{KINDS[1]} {of_words(rows, 'known')}")
+    return calibration
+
+
+def by_peer(path: Path) -> tuple[Callable[..., Heard], dict[str, float]]:
+    """A `listen` whose voices are an ONNX encoder's vectors, and the seconds of sound and of work on whole parts."""
+    encoder = Teacher(path)
+    spent = {"sound": 0.0, "vectors": 0.0}
+
+    def vector(audio_N: np.ndarray) -> np.ndarray:
+        return encoder(np.pad(audio_N, (0, max(0, LEAST_SAMPLES - len(audio_N))))).astype(np.float32)
+
+    def listen_as(model: SpeechModel, task: str, audio: tuple[np.ndarray, int], pieces_of: Callable) -> Heard:
+        heard = listen(model, task, audio, pieces_of)
+        if heard.embedding is None:
+            return heard
+        samples, rate = audio
+        started = time.perf_counter()
+        whole = vector(samples)
+        spent["sound"] += len(samples) / rate
+        spent["vectors"] += time.perf_counter() - started
+        times = heard.pieces.times_W3[:, :2]
+        vectors = [vector(samples[round(a * rate) : round(b * rate)]) for a, b in times]
+        pieces = replace(heard.pieces, embeddings_WE=np.array(vectors).reshape(len(times), len(whole)))
+        return replace(heard, embedding=whole, pieces=pieces)
+
+    return listen_as, spent
 
 
 def shares(trials: Trials, calibration: Calibration, draws: int, seed: int = 0) -> list[np.ndarray]:

@@ -111,9 +111,12 @@ def _of_folder(folder: Path) -> Iterable[Labelled]:
 
 def hear_all(
     model: SpeechModel, task: str, recordings: Iterable[Labelled], seed: int = 0,
-    on_done: Callable[[int], None] = lambda recordings: None,
+    on_done: Callable[[int], None] = lambda recordings: None, listen: Callable[..., Heard] = listen,
 ) -> tuple[dict[str, list[Heard]], list[str]]:  # fmt: skip
-    """The parts of each speaker's recordings, and what went wrong with the recordings left out."""
+    """The parts of each speaker's recordings, and what went wrong with the recordings left out.
+
+    `listen` may be another that is called as enrolment's: to hear them by a speaker encoder from elsewhere.
+    """
     rng = np.random.default_rng(seed)
     rate = model.config.features.sample_rate
     heard: dict[str, list[Heard]] = {}
