@@ -306,10 +306,6 @@ class Config(Section):
                     raise ValueError(f"tasks.{name}.{key} is {value}, the encoder has {self.encoder.n_blocks} blocks")
             if task.type == "asr" and isinstance(task.blocks, list):
                 raise ValueError(f"tasks.{name}.blocks is {task.blocks}, accepted: a number")
-        taught = [name for name, task in self.tasks.items() if task.teacher]
-        if taught and "speaker" in self.data.permute:
-            accepted = f"tasks.{taught[0]}.teacher=0"
-            raise ValueError(f"data.permute: a teacher's vectors stay with their voices; set {accepted}")
         if self.train.select != "mean" and self.train.select not in self.tasks:
             raise ValueError(f"train.select is '{self.train.select}', accepted: mean, {', '.join(self.tasks)}")
         return self

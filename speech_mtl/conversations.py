@@ -21,7 +21,7 @@ import numpy as np
 from lhotse import SupervisionSegment
 from lhotse.cut import Cut
 
-from speech_mtl.audio import cut_audio
+from speech_mtl.audio import Audio, AudioError, cut_audio
 from speech_mtl.data import DataError, read_cuts
 from speech_mtl.formats import format_result
 from speech_mtl.metrics import error_rates, word_errors
@@ -50,12 +50,12 @@ def evaluate_conversations(
     for cut in read_cuts(enroll) if enroll else []:
         if (speaker := label_of(cut, "speaker")) is None:
             raise DataError(f"enrolment cut '{cut.id}' has no speaker label")
-        recognizer.enroll(speaker, [cut_audio(cut)], force=True)  # all that is given counts
+        recognizer.enroll(speaker, [_audio(cut)], force=True)  # all that is given counts
     rows = []
     with open(out / "conversations.jsonl", "w", encoding="utf-8") as file:
         for cut in read_cuts(manifests):
             started = time.perf_counter()
-            result = recognizer.transcribe(cut_audio(cut), speakers=speakers)
+            result = recognizer.transcribe(_audio(cut), speakers=speakers)
             seconds = time.perf_counter() - started
             (out / f"{cut.id}.json").write_text(format_result(result, "json"), encoding="utf-8")
             row = {"id": cut.id, "duration_s": round(cut.duration, 3), "compute_s": round(seconds, 3)}
@@ -65,6 +65,13 @@ def evaluate_conversations(
     summary = summarize(rows)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _audio(cut: Cut) -> Audio:
+    try:
+        return cut_audio(cut)
+    except AudioError as error:
+        raise AudioError(f"cut '{cut.id}': {error}") from None
 
 
 def _check_scorers() -> None:

@@ -19,6 +19,10 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     """A new model for the training data: tokenizer, classes and feature statistics are taken from it."""
     if not config.data.train:
         raise DataError("data.train names no manifest")
+    taught = [name for name, task in config.tasks.items() if task.teacher]
+    if taught and "speaker" in config.data.permute:
+        accepted = f"tasks.{taught[0]}.teacher=0"
+        raise ConfigError(f"data.permute: a teacher's vectors stay with their voices; set {accepted}")
     inventory = take_inventory(read_training(config), config)
     start = load_model(config.train.init) if config.train.init else None
     if start is not None:

@@ -155,7 +155,7 @@ class Recognizer:
         if asr.decoder:
             notes += asr.decoder.effects(heard.texts)
         notes += [
-            f"{voice.speaker} is like {voice.best_name} ({voice.score:.2f}), but another voice is more so"
+            f"{voice.speaker} is like {voice.best_name} ({voice.score:.2f}), but another voice has the name"
             for voice in voices
             if is_unknown(voice.speaker) and voice.score is not None and voice.score >= (voice.threshold or 0.0)
         ]
@@ -282,20 +282,22 @@ class Recognizer:
     def _voices(self, found: Voices, names: list[str], references: np.ndarray) -> list[Voice]:
         """A name for each voice; those that turn out to be one enrolled speaker are one.
 
-        Of voices that reach the threshold of one name the nearest has it, with those that are as near to that voice as
-        it is to the name. Others stay unknown: that they were told apart within one recording is better evidence than
-        a likeness to another recording.
+        Of voices that reach the threshold of one name the nearest has it, with those that are as near to that voice, or
+        to one of the name's enrolments, as it is to the name. Others stay unknown: that they were told apart within one
+        recording is better evidence than a likeness to another recording.
         """
         matches = [
             self._match(centre, float(speech_s), names, references)[0]
             for centre, speech_s in zip(found.centres, found.seconds, strict=True)
         ]
         nearest = {match.name: k for k, match in sorted(enumerate(matches), key=lambda one: one[1].score or 0.0)}
+        enrolled = self.database.utterances() if len(nearest) < len(matches) else {}
         unknown = 0
         labels = []
         for k, match in enumerate(matches):
             first = nearest[match.name]
-            likeness = 1.0 if k == first else found.centres[k] @ found.centres[first]
+            alike = [found.centres[first], *(one.embedding for one in enrolled.get(match.name, []))]
+            likeness = 1.0 if k == first else float(np.max(np.stack(alike) @ found.centres[k]))
             is_other = match.name == UNKNOWN or likeness < min(1.0, matches[first].score or 0.0)
             unknown += is_other
             labels.append(f"{UNKNOWN} {unknown}" if is_other else match.name)

@@ -40,7 +40,7 @@ class Segment:
     """Cosine of the speaker's voice, from all of the recording, with the nearest enrolled one; None where there is none
     to compare with."""
     best_name: str | None
-    """The nearest enrolled speaker, also where the score is below the threshold."""
+    """The nearest enrolled speaker, also where the score is below the threshold or another voice has the name."""
     labels: dict[str, Label]
     """The classify tasks' answers by task name."""
     threshold: float | None = None

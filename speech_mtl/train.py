@@ -357,8 +357,10 @@ class Trainer:
         if self.accelerator.is_main_process:
             interference.drop_records_after(path.parent, self.step)
         torch.set_rng_state(state["rngs"][self.accelerator.process_index].clone())
-        if state.get("cuda_rngs") is not None and torch.cuda.is_available():
+        if torch.cuda.is_available() and state.get("cuda_rngs") is not None:
             torch.cuda.set_rng_state(state["cuda_rngs"][self.accelerator.process_index].clone())
+        elif torch.cuda.is_available() and "cuda_rng" in state:  # until November 2026 of the first process alone
+            torch.cuda.set_rng_state(state["cuda_rng"])
 
 
 class _signals:

@@ -89,15 +89,19 @@ def test_refusals_before_anything_is_trained(corpus: dict[str, str], changes: di
 
 def test_arms_begin_where_the_recipe_does(corpus: dict[str, str]) -> None:
     values = compare_values(corpus)
-    values["train"] |= {"init": "some/model", "freeze": ["encoder"]}
+    values["train"] |= {"init": "some/model", "freeze": ["encoder", "tasks.speaker."]}
+    values["trunk"] = {"lr_decay": 0.9}
     values["tasks"]["speaker"]["teacher"] = 2.0
+    values["compare"]["arms"] = {"wide": ["encoder.d_model=48"]}
     plan = plan_arms(parse_config(values, "test"))
     configs = {arm.name: plan.config_of(arm, 1, "other" if arm.start_from else "") for arm in plan.arms}
     starts = {name: config.train.init for name, config in configs.items()}
     assert starts["joint"] == starts["asr alone"] == starts["branch 1"] == starts["permuted speaker"] == "some/model"
     assert starts["asr to speaker"] == "other"
-    small = configs["small speaker"].train
-    assert (small.init, small.freeze) == ("", [])  # a frozen encoder of random weights would learn nothing
+    for name in ("small speaker", "wide"):  # a frozen encoder of random weights would learn nothing
+        assert (configs[name].train.init, configs[name].train.freeze, configs[name].trunk.lr_decay) == ("", [], 1.0)
+    assert configs["asr alone"].train.freeze == ["encoder"] and configs["asr alone"].trunk.lr_decay == 0.9
+    assert configs["speaker alone"].train.freeze == ["encoder", "tasks.speaker."]
     assert [name for name, c in configs.items() if "speaker" in c.tasks and not c.tasks["speaker"].teacher] == [
         "permuted speaker"  # vectors stay with their voices, whatever the labels say
     ]

@@ -148,6 +148,20 @@ def test_a_name_goes_to_one_voice_of_a_recording(
     assert [voice.speaker for voice in voices] == labels
 
 
+def test_two_voices_enrolled_as_one_name_both_have_it(recognizer: Recognizer) -> None:
+    """As a person's two voices that were told apart, or names that were merged; the name's reference is their mean."""
+    size = recognizer.model.config.tasks["speaker"].embedding_dim
+    centres = np.zeros((3, size), dtype=np.float32)
+    centres[:, :2] = [[np.cos(angle), np.sin(angle)] for angle in np.deg2rad([-30, 30, 58])]
+    recognizer.database.add("ann", centres[:2])
+    names, references = recognizer.database.references()
+    found = Voices(np.arange(3), np.ones(3), centres, np.full(3, 10.0))
+    own = Recognizer(recognizer.model, Calibration.of(0.4, ""), recognizer.db)
+    assert [voice.speaker for voice in own._voices(found, names, references)] == ["ann", "ann", "ann"]
+    centres[2, :2] = [np.cos(np.deg2rad(61.5)), np.sin(np.deg2rad(61.5))]
+    assert own._voices(found, names, references)[-1].speaker == "unknown 1"
+
+
 def test_a_voice_is_no_further_from_itself_than_from_its_name(recognizer: Recognizer) -> None:
     """A voice enrolled from this very recording scores 1, give or take the last digit."""
     size = recognizer.model.config.tasks["speaker"].embedding_dim
@@ -174,7 +188,7 @@ def test_a_voice_that_another_keeps_from_a_name_says_so(
         heard, asr_of(recognizer.model), None
     )
     assert [segment.speaker for segment in result.segments] == ["ann", "unknown 1"]
-    assert "unknown 1 is like ann (0.80), but another voice is more so" in result.notes
+    assert "unknown 1 is like ann (0.80), but another voice has the name" in result.notes
     assert "[unknown 1 0.80 ≥ 0.5, not ann]" in format_result(result, "txt")
 
 

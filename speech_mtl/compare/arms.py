@@ -50,18 +50,26 @@ class Plan:
         self.arms.append(arm)
 
     def config_of(self, arm: Arm, seed: int, start_folder: str = "") -> Config:
-        """The arm's recipe. Raises ConfigError for an override that does not fit."""
+        """The arm's recipe. Raises ConfigError for an override that does not fit.
+
+        An arm of another width starts anew, since nothing of train.init fits it.
+        """
         values = self.config.model_dump()
         values["tasks"] = {name: values["tasks"][name] for name in arm.tasks}
-        values["train"]["seed"] = seed
+        absent = [f"{part}.{n}." for n in self.config.tasks if n not in arm.tasks for part in ("tasks", "branches")]
+        freeze = [part for part in values["train"]["freeze"] if not part.startswith(tuple(absent))]
+        values["train"] |= {"seed": seed, "freeze": freeze}
         if start_folder:
             values["train"]["init"] = start_folder
-        elif arm.group == "small":  # nothing of another width fits
-            values["train"] |= {"init": "", "freeze": []}
+        if not any(task["type"] == "asr" for task in values["tasks"].values()):
+            values["trunk"] = {}  # of a recogniser
         if values["train"]["select"] not in (*arm.tasks, "mean"):
             values["train"]["select"] = "mean"
         for override in arm.overrides:
             override_values(values, override)
+        if not start_folder and values["encoder"]["d_model"] != self.config.encoder.d_model:
+            values["train"] |= {"init": "", "freeze": []}
+            values["trunk"] = {}
         return parse_config(values, f"arm '{arm.name}'")
 
 
