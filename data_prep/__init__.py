@@ -15,6 +15,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+import math
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -99,9 +100,12 @@ def _converted(name: str, value: Any, annotation: Any) -> Any:
     if annotation == tuple[str, ...]:
         return tuple(part.strip() for part in value.split(",") if part.strip())
     try:
-        return types[annotation](value)
+        converted = types[annotation](value)
     except ValueError as error:
         raise PrepareError(f"option {name}: {value!r} is no {types[annotation].__name__}") from error
+    if isinstance(converted, float) and not math.isfinite(converted):
+        raise PrepareError(f"option {name}: {value!r} given; accepted: a finite number")
+    return converted
 
 
 def _nearest(name: str, known: Any) -> str:

@@ -29,6 +29,7 @@ from data_prep.common import (
     make_cut,
     open_recording,
     progress,
+    read_lines,
     to_cuts,
 )
 from data_prep.download import Archive
@@ -85,7 +86,7 @@ def _unlisted(root: Path) -> list[LeftOut]:
 
 def _transcripts(path: Path, left_out: list[LeftOut]) -> dict[str, str]:
     texts = {}
-    for number, line in enumerate(path.read_text().splitlines() if path.is_file() else [], start=1):
+    for number, line in enumerate(read_lines(path) if path.is_file() else [], start=1):
         match = LINE.fullmatch(line)
         if match is not None:
             texts[match["utterance"]] = " ".join(MARKER.sub(" ", match["text"]).split())

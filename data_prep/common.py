@@ -6,11 +6,15 @@ A corpus module is one file with ``prepare(source: Path, **options) -> Prepared`
 
 from __future__ import annotations
 
+import gzip
+import math
+import zlib
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import soundfile
 from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
 from lhotse.audio import AudioSource
@@ -19,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 # Times in manifests are rounded; an end this little past the recording is taken as its end.
 END_TOLERANCE_S = 0.1
+LEFT_OUT_FILE = "left_out.jsonl"
 GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
 
 
@@ -118,6 +123,8 @@ def make_cut(
 def checked_span(start_s: float, end_s: float | None, recording: Recording) -> tuple[float, float]:
     """(start, duration) of a stretch of a recording; no end means the recording's end."""
     end_s = recording.duration if end_s is None else end_s
+    if not (math.isfinite(start_s) and math.isfinite(end_s)):
+        raise Unusable("start or end is no finite number")
     if start_s < 0:
         raise Unusable("start is before the recording's beginning")
     if end_s <= start_s:
@@ -146,16 +153,42 @@ def find_folder(source: Path, candidates: Sequence[str], needs: str) -> Path:
     raise PrepareError(f"source {source}: holds {found}; expected {places}")
 
 
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text file, gzipped or not; only a line feed, after a carriage return or not, ends one.
+
+    Raises PrepareError where it is no such file.
+    """
+    try:
+        data = path.read_bytes()
+        data = gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = 1 + data[: error.start].count(b"\n")
+        raise PrepareError(f"{path} line {number}: not UTF-8 ({error.reason}); accepted: text in UTF-8") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise PrepareError(f"{path}: cannot be read: {error}") from None
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    return lines if lines[-1] else lines[:-1]
+
+
 def read_table(path: Path) -> dict[str, str]:
     """A Kaldi-style table: the first word of a line is the key, the rest the value. No file, no entries."""
     table: dict[str, str] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.is_file() else [], start=1):
+    for number, line in enumerate(read_lines(path) if path.is_file() else [], start=1):
         key, *value = line.strip().split(None, 1) or [""]
         if key in table:
             raise PrepareError(f"{path} line {number}: {key} stands there twice; expected one line each")
         if key:
             table[key] = value[0] if value else ""
     return table
+
+
+def write_flac(path: Path, samples: np.ndarray, rate: int) -> None:
+    """16-bit FLAC, whole or not there; makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    soundfile.write(part, samples, rate, subtype="PCM_16", format="FLAC")
+    part.replace(path)
 
 
 def progress(items: Iterable[Any], description: str, total: int | None = None) -> Iterator[Any]:

@@ -11,18 +11,20 @@ Source of the rooms: lhotse's fast random impulse responses (Luo & Yu 2022, arXi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
 
 import numpy as np
 import soundfile
-from lhotse import CutSet, MonoCut, Recording, SupervisionSegment
+from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from data_prep.common import LeftOut, Prepared, PrepareError, progress, to_cuts
+from speech_mtl.data import DataError, Manifest
 
 SAMPLE_RATE = 16000
 DISTANCE_DB = 3.0
@@ -107,12 +109,14 @@ def prepare(
         rng = Random(f"{seed}/{number}")
         voices = [_voice(name, by_speaker[name], room, rng) for name in rng.sample(sorted(by_speaker), speakers)]
         name = f"conversation-{seed}-{number:03d}"
-        path = audio / f"{name}.flac"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with soundfile.SoundFile(path, "w", SAMPLE_RATE, 1, "PCM_16") as file:
+        part = audio / f"{name}.part"
+        part.parent.mkdir(parents=True, exist_ok=True)
+        with soundfile.SoundFile(part, "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as file:
             tape = Tape(file, _background(noises, snr_db, voices, rng))
             turns = _turns(voices, pause_s, backchannels, overlap, rng)
             supervisions = _record(tape, turns, 60 * minutes, name)
+        # a preparation with other options leaves the sound of this one, to which manifests point, alone
+        path = part.replace(audio / f"{name}-{hashlib.sha256(part.read_bytes()).hexdigest()[:8]}.flac")
         cuts.append(_cut(path, name, supervisions))
     return Prepared({"conversations": to_cuts(cuts)}, left_out)
 
@@ -132,16 +136,16 @@ def _check_options(
         raise PrepareError(f"option room: {room} given; accepted: seconds from 0 to 0.8")
 
 
-def _read(manifest: Path) -> CutSet:
+def _read(manifest: Path) -> list[Cut]:
     if not manifest.is_file():
         raise PrepareError(f"source {manifest}: is no file; expected a manifest of cuts (jsonl.gz)")
     try:
-        return CutSet.from_file(manifest)
-    except Exception as error:  # lhotse's readers raise whatever the file brings them to
-        raise PrepareError(f"source {manifest}: {type(error).__name__}: {error}; expected a manifest of cuts") from None
+        return list(Manifest(manifest))
+    except DataError as error:
+        raise PrepareError(f"source {error}") from None
 
 
-def _by_speaker(cuts: CutSet, left_out: list[LeftOut]) -> dict[str, list[Cut]]:
+def _by_speaker(cuts: Iterable[Cut], left_out: list[LeftOut]) -> dict[str, list[Cut]]:
     found: dict[str, list[Cut]] = {}
     for cut in cuts:
         if len(cut.supervisions) != 1 or not cut.supervisions[0].text or not cut.supervisions[0].speaker:
@@ -181,7 +185,7 @@ def _utterance(voice: Voice, cut: Cut) -> Utterance:
     """The cut's speech at the voice's level, in its room, faded in and out."""
     import librosa
 
-    samples = cut.resample(SAMPLE_RATE).load_audio().mean(axis=0)
+    samples = _samples(cut)
     _, (first, last) = librosa.effects.trim(samples, top_db=QUIET_DB, frame_length=400, hop_length=160)
     start, end = max(0, first - round(EDGE_S * SAMPLE_RATE)), last + round(EDGE_S * SAMPLE_RATE)
     samples = samples[start:end].astype(np.float32)
@@ -200,6 +204,15 @@ def _utterance(voice: Voice, cut: Cut) -> Utterance:
     )
 
 
+def _samples(cut: Cut) -> np.ndarray:
+    try:
+        return cut.resample(SAMPLE_RATE).load_audio().mean(axis=0)
+    except Exception as error:  # lhotse raises many kinds, over many lines
+        path = cut.recording.sources[0].source if cut.has_recording else "no recording"
+        why = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}" if str(error).strip() else repr(error)
+        raise PrepareError(f"cut '{cut.id}': {path} cannot be read: {why[:300]}") from None
+
+
 def _rms(samples: np.ndarray) -> float:
     return max(float(np.sqrt(np.mean(samples**2))), 1e-6)
 
@@ -209,7 +222,7 @@ def _background(noises: list[Cut], snr_db: float, voices: list[Voice], rng: Rand
     if noises:
         speech = float(np.mean([_rms(_utterance(voice, voice.cuts[0]).samples) for voice in voices]))
         while True:
-            samples = rng.choice(noises).resample(SAMPLE_RATE).load_audio().mean(axis=0)
+            samples = _samples(rng.choice(noises))
             yield (speech * 10 ** (-snr_db / 20) / _rms(samples) * samples).astype(np.float32)
     generator = np.random.default_rng(rng.getrandbits(32))
     while True:

@@ -8,11 +8,13 @@ part when the server ignores Range, and takes a connection that broke off for a 
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import tarfile
 import urllib.error
 import urllib.request
 import zipfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http.client import HTTPException, HTTPResponse
@@ -23,6 +25,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 
 from data_prep.common import PrepareError
 
+GZIP = b"\x1f\x8b"
 CHUNK_BYTES = 1 << 18
 TIMEOUT_S = 60.0
 
@@ -75,6 +78,11 @@ def _download(archive: Archive, part: Path) -> None:
     except urllib.error.HTTPError as error:
         if error.code == 416 and error.headers.get("Content-Range") == f"bytes */{part.stat().st_size}":
             return  # all of it arrived earlier; unpacking did not finish
+        if error.code == 416:
+            part.unlink()
+            raise PrepareError(
+                f"{archive.url}: the file there is shorter than {part}, which is removed; run again"
+            ) from None
         raise PrepareError(f"{archive.url}: the server answers {error.code} {error.reason}; {_advice()}") from error
     except (OSError, HTTPException) as error:
         raise PrepareError(f"{archive.url}: {error}; what arrived is kept in {part}; {_advice()}") from error
@@ -112,6 +120,18 @@ def _verify(archive: Archive, part: Path) -> None:
     if archive.unpack and not (zipfile.is_zipfile(part) or tarfile.is_tarfile(part)):
         part.unlink()
         raise PrepareError(f"{archive.name}: what {archive.url} sent is neither a zip nor a tar archive; removed")
+    with part.open("rb") as file:
+        is_gzip = file.read(2) == GZIP
+    if archive.unpack and is_gzip:
+        try:  # to the end, where gzip's checksum is: tar stops before
+            with gzip.open(part) as stream:
+                while stream.read(CHUNK_BYTES):
+                    pass
+        except (OSError, EOFError, zlib.error) as error:
+            part.unlink()
+            raise PrepareError(
+                f"{archive.name}: arrived damaged ({error}); removed, run the same command again"
+            ) from None
 
 
 def _unpack(archive: Archive, part: Path, target: Path) -> None:
@@ -124,7 +144,7 @@ def _unpack(archive: Archive, part: Path, target: Path) -> None:
             with tarfile.open(part) as archive_tar:
                 # The filter refuses absolute paths, '..', links that lead outside, and device files.
                 archive_tar.extractall(target, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         part.unlink()
         raise PrepareError(f"{archive.name}: cannot be unpacked safely ({error}); removed") from error
 

@@ -2,8 +2,8 @@
 
 ``audio_filepath`` (relative to the manifest), and as far as they are there ``offset`` and ``duration`` in seconds,
 ``text``, ``speaker``, ``gender``, ``language`` (or ``lang``), ``channel``; every further field that is text or a number
-becomes a label. Takes one .jsonl or .json file, or a folder of them: one split per file, named after it. A line that
-cannot be used is left out with its number and the reason.
+becomes a label. Takes one .jsonl or .json file, gzipped or not, or a folder of them: one split per file, named after
+it. A line that cannot be used is left out with its number and the reason.
 
 Format: https://docs.nvidia.com/nemo-framework/user-guide/latest/nemotoolkit/asr/datasets.html
 """
@@ -18,6 +18,7 @@ from lhotse import MonoCut, Recording
 
 from data_prep.common import (
     GENDERS,
+    LEFT_OUT_FILE,
     LeftOut,
     Prepared,
     PrepareError,
@@ -26,8 +27,11 @@ from data_prep.common import (
     make_cut,
     open_recording,
     progress,
+    read_lines,
     to_cuts,
 )
+
+SUFFIXES = (".jsonl", ".json", ".jsonl.gz", ".json.gz")
 
 TYPES: dict[str, tuple[type, ...]] = {
     "audio_filepath": (str,),
@@ -44,18 +48,35 @@ TYPES: dict[str, tuple[type, ...]] = {
 
 def prepare(source: Path, *, name: str = "jsonl", language: str | None = None, channel: int | None = None) -> Prepared:
     """``name`` is the prefix of ids and speakers; ``language`` and ``channel`` hold where a line names none."""
-    files = [source] if source.is_file() else sorted(p for p in source.glob("*") if p.suffix in (".jsonl", ".json"))
-    if not files:
-        raise PrepareError(f"source {source}: no .jsonl or .json file; expected a manifest or a folder of manifests")
+    files = [source] if source.is_file() else _manifests(source)
     left_out: list[LeftOut] = []
-    splits = {file.stem: to_cuts(_read(file, name, language, channel, left_out)) for file in files}
+    opened: dict[Path, Recording] = {}
+    splits = {_split(file): to_cuts(_read(file, name, language, channel, opened, left_out)) for file in files}
     return Prepared(splits, left_out)
 
 
-def _read(file: Path, name: str, language: str | None, channel: int | None, left_out: list[LeftOut]) -> list[MonoCut]:
-    opened: dict[Path, Recording] = {}
+def _manifests(folder: Path) -> list[Path]:
+    files = sorted(path for path in folder.glob("*") if path.name.endswith(SUFFIXES) and path.name != LEFT_OUT_FILE)
+    if not files:
+        raise PrepareError(f"source {folder}: no .jsonl or .json file; expected a manifest or a folder of manifests")
+    of_split = {_split(file): file for file in files}
+    for file in files:
+        if (other := of_split[_split(file)]) != file:
+            raise PrepareError(f"source {folder}: {file.name} and {other.name} would both be split {_split(file)!r}")
+    return files
+
+
+def _split(file: Path) -> str:
+    """The file's name without what says its format."""
+    return next((file.name.removesuffix(suffix) for suffix in SUFFIXES if file.name.endswith(suffix)), file.stem)
+
+
+def _read(
+    file: Path, name: str, language: str | None, channel: int | None, opened: dict[Path, Recording],
+    left_out: list[LeftOut],
+) -> list[MonoCut]:  # fmt: skip
     cuts = []
-    lines = file.read_text(encoding="utf-8").splitlines()
+    lines = read_lines(file)
     for number, line in enumerate(progress(lines, f"jsonl {file.name}"), start=1):
         if not line.strip():
             continue
@@ -64,7 +85,7 @@ def _read(file: Path, name: str, language: str | None, channel: int | None, left
             entry, dropped = _parse(line)
             recording = _recording(file.parent / entry["audio_filepath"], name, opened)
             entry = {"language": language, "channel": channel, **entry}
-            cuts.append(_cut(entry, recording, f"{name}-{file.stem}-{number:06d}", name))
+            cuts.append(_cut(entry, recording, f"{name}-{_split(file)}-{number:06d}", name))
         except Unusable as unusable:
             left_out.append(LeftOut(item, str(unusable)))
         else:
@@ -100,7 +121,7 @@ def _parse(line: str) -> tuple[dict[str, Any], list[str]]:
 
 def _recording(path: Path, name: str, opened: dict[Path, Recording]) -> Recording:
     if path not in opened:
-        # The path's place in the manifest makes the id unique where two folders hold files of one name.
+        # The path's place in the manifests makes the id unique where two folders hold files of one name.
         opened[path] = open_recording(path, f"{name}-{path.stem}-{len(opened)}")
     return opened[path]
 

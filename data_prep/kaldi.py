@@ -10,6 +10,7 @@ data folder, its parents and the working directory are tried. Format: https://ka
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from data_prep.common import (
     to_cuts,
 )
 
+LABEL = re.compile(r"(utt|spk)2[A-Za-z0-9_]+")  # and no backup such as utt2spk.bak
 NOT_LABELS = {"utt2spk", "utt2dur", "utt2num_frames", "utt2uniq", "spk2utt", "spk2gender", "utt2lang"}
 
 
@@ -65,7 +67,7 @@ def prepare(
             cuts.append(_cut(utterance, segment, recordings.open(segment.recording), tables, name, language, channel))
         except Unusable as unusable:
             left_out.append(LeftOut(utterance, str(unusable)))
-    for utterance in tables["text"].keys() - segments.keys():
+    for utterance in sorted(tables["text"].keys() - segments.keys()):
         left_out.append(LeftOut(utterance, "utterance is in text but has no audio in wav.scp or segments"))
     for speaker, gender in sorted(tables["spk2gender"].items()):
         if gender_of(gender) is None:
@@ -75,7 +77,7 @@ def prepare(
 
 
 def _tables(folder: Path) -> list[Path]:
-    extra = [path for path in [*folder.glob("utt2*"), *folder.glob("spk2*")] if path.name not in NOT_LABELS]
+    extra = [path for path in folder.iterdir() if LABEL.fullmatch(path.name) and path.name not in NOT_LABELS]
     known = ("text", "utt2spk", "spk2gender", "utt2lang", "reco2channel")
     return [*(folder / name for name in known), *sorted(extra)]
 
@@ -91,7 +93,7 @@ def _segments(folder: Path, wavs: dict[str, str], left_out: list[LeftOut]) -> di
             segments[utterance] = Segment(recording, float(start), None if float(end) == -1 else float(end))
         except ValueError:
             left_out.append(LeftOut(utterance, "segments line is not 'UTTERANCE RECORDING START END'"))
-    for recording in wavs.keys() - {segment.recording for segment in segments.values()}:
+    for recording in sorted(wavs.keys() - {segment.recording for segment in segments.values()}):
         left_out.append(LeftOut(recording, "recording has no entry in segments"))
     return segments
 

@@ -24,11 +24,10 @@ from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
-import soundfile
 import soxr
 from lhotse import MonoCut
 
-from data_prep.common import Prepared, PrepareError, make_cut, open_recording, progress, to_cuts
+from data_prep.common import Prepared, PrepareError, make_cut, open_recording, progress, to_cuts, write_flac
 from data_prep.download import Archive
 from data_prep.synthetic import SAMPLE_RATE, in_a_room
 from data_prep.synthetic_text import sentence
@@ -149,7 +148,6 @@ def _kokoro(model: Path, voices: Path) -> Any:
 
 def _utterances(speaker: Speaker, folder: Path, utterances: int, seed: int, kokoro: Any) -> Iterator[MonoCut]:
     style = (1 - speaker.share) * kokoro.voices[speaker.voice] + speaker.share * kokoro.voices[speaker.other]
-    folder.mkdir(parents=True, exist_ok=True)
     for number in range(utterances):
         rng = Random(f"{seed}/{speaker.name}/{number}")
         spoken = sentence(rng)
@@ -162,9 +160,7 @@ def _utterances(speaker: Speaker, folder: Path, utterances: int, seed: int, koko
             samples, rate = kokoro.create(phonemes, style.astype(np.float32), speed, is_phonemes=True)
             samples = soxr.resample(samples.astype(np.float32), rate * speaker.tract, SAMPLE_RATE)
             samples = in_a_room(samples, rng.uniform(0.05, 0.4), rng.uniform(0.05, 0.4), rng)
-            part = path.with_suffix(".part")
-            soundfile.write(part, samples, SAMPLE_RATE, subtype="PCM_16", format="FLAC")
-            part.replace(path)
+            write_flac(path, samples, SAMPLE_RATE)
         cut_id = f"kokoro-{speaker.name}-{number:03d}"
         yield make_cut(
             open_recording(path, cut_id),

@@ -13,7 +13,17 @@ from pathlib import Path
 
 from lhotse import MonoCut
 
-from data_prep.common import LeftOut, Prepared, PrepareError, Unusable, make_cut, open_recording, progress, to_cuts
+from data_prep.common import (
+    LeftOut,
+    Prepared,
+    PrepareError,
+    Unusable,
+    make_cut,
+    open_recording,
+    progress,
+    read_lines,
+    to_cuts,
+)
 from data_prep.download import Archive
 
 SHA256 = {
@@ -61,7 +71,7 @@ def _genders(path: Path) -> dict[str, str]:
     """SPEAKERS.TXT: ``14 | F | train-clean-360 | 25.03 | name``; lines that begin with ';' are comments."""
     if not path.is_file():
         return {}
-    rows = [line.split("|") for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith(";")]
+    rows = [line.split("|") for line in read_lines(path) if not line.startswith(";")]
     return {row[0].strip(): row[1].strip() for row in rows if len(row) > 1}
 
 
@@ -82,7 +92,7 @@ def _read(folder: Path, genders: dict[str, str], left_out: list[LeftOut]) -> lis
 def _transcripts(chapter: Path, left_out: list[LeftOut]) -> dict[str, str]:
     texts = {}
     for path in chapter.glob("*.trans.txt"):
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+        for number, line in enumerate(read_lines(path), start=1):
             utterance, _, text = line.strip().partition(" ")
             if text:
                 texts[utterance] = text

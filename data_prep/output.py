@@ -8,6 +8,7 @@ libsndfile reads them, but lhotse hands every .sph file to an external program.
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from collections import Counter, defaultdict
@@ -15,12 +16,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import soundfile
-from lhotse import CutSet, MonoCut, Recording
+from lhotse import MonoCut, Recording
 from lhotse.utils import fastcopy
 from rich.console import Console
 from rich.table import Table
 
-from data_prep.common import LeftOut, Prepared, PrepareError, progress
+from data_prep.common import LEFT_OUT_FILE, LeftOut, Prepared, PrepareError, progress, read_lines, write_flac
 
 EXAMPLES_SHOWN = 3
 
@@ -37,7 +38,7 @@ def write(corpus: str, prepared: Prepared, out: Path, console: Console | None = 
     _convert_sphere(splits, out / "audio")
     for split, cuts in splits.items():
         _write_split(cuts, out / f"{split}.jsonl.gz")
-    _write_left_out(prepared.left_out, out / "left_out.jsonl")
+    _write_left_out(prepared.left_out, list(splits), out / LEFT_OUT_FILE)
     console.print(split_table(corpus, splits, out))
     if prepared.left_out:
         console.print(left_out_table(prepared.left_out, out))
@@ -48,6 +49,10 @@ def _check_ids(corpus: str, splits: dict[str, list[MonoCut]]) -> None:
         repeated = [cut_id for cut_id, count in Counter(cut.id for cut in cuts).items() if count > 1]
         if repeated:
             raise PrepareError(f"corpus {corpus}, split {split}: id {repeated[0]} occurs twice; ids must be unique")
+    paths: dict[str, Path] = {}
+    for cut in (cut for cuts in splits.values() for cut in cuts):
+        if (path := paths.setdefault(cut.recording_id, _path(cut))) != _path(cut):
+            raise PrepareError(f"corpus {corpus}: {path} and {_path(cut)} would both be recording {cut.recording_id}")
 
 
 def _convert_sphere(splits: dict[str, list[MonoCut]], folder: Path) -> None:
@@ -57,9 +62,8 @@ def _convert_sphere(splits: dict[str, list[MonoCut]], folder: Path) -> None:
     for cut in progress(cuts, "converting .sph") if cuts else []:
         if cut.recording_id not in converted:
             path = folder / f"{cut.recording_id}.flac"
-            path.parent.mkdir(parents=True, exist_ok=True)
             samples, rate = soundfile.read(_path(cut), dtype="int16")
-            soundfile.write(path, samples, rate, subtype="PCM_16")
+            write_flac(path, samples, rate)
             source = fastcopy(cut.recording.sources[0], source=str(path.resolve()))
             converted[cut.recording_id] = fastcopy(cut.recording, sources=[source])
         cut.recording = converted[cut.recording_id]
@@ -75,13 +79,21 @@ def _write_split(cuts: list[MonoCut], path: Path) -> None:
         path.unlink(missing_ok=True)
         return
     temporary = path.with_name(f".{path.name.removesuffix('.jsonl.gz')}.{os.getpid()}.jsonl.gz")
-    CutSet.from_cuts(cuts).to_jsonl(temporary)
+    # without the time and the name that gzip puts in: the same cuts are the same file
+    with temporary.open("wb") as file, gzip.GzipFile("", "wb", fileobj=file, mtime=0) as packed:
+        for cut in cuts:
+            packed.write(json.dumps(cut.to_dict(), ensure_ascii=False).encode() + b"\n")
     temporary.replace(path)
 
 
-def _write_left_out(left_out: Iterable[LeftOut], path: Path) -> None:
+def _write_left_out(left_out: Iterable[LeftOut], splits: list[str], path: Path) -> None:
+    """Where splits are prepared one by one into a folder, each call replaces the entries of its own split alone."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    lines = (json.dumps({"item": item.item, "reason": item.reason}, ensure_ascii=False) + "\n" for item in left_out)
+    split = splits[0] if len(splits) == 1 else None
+    entries = [json.loads(line) for line in read_lines(path)] if split is not None and path.exists() else []
+    kept = [entry for entry in entries if entry.get("split", split) != split]
+    kept += [{"item": item.item, "reason": item.reason} | ({"split": split} if split else {}) for item in left_out]
+    lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept)
     temporary.write_text("".join(lines), encoding="utf-8")
     temporary.replace(path)
 
@@ -100,7 +112,7 @@ def split_table(corpus: str, splits: dict[str, list[MonoCut]], out: Path) -> Tab
             str(len(speakers)),
             str(sum(len(cut.supervisions) for cut in cuts)),
             f"{hours:.2f}",
-            labels or "no file written",
+            labels or ("none" if cuts else "no file written"),
         )
     return table
 
@@ -119,7 +131,7 @@ def left_out_table(left_out: list[LeftOut], out: Path) -> Table:
     of_reason = defaultdict(list)
     for item in left_out:
         of_reason[item.reason].append(item.item)
-    table = Table("left out because", title=f"left out: {len(left_out)}, all in {out / 'left_out.jsonl'}")
+    table = Table("left out because", title=f"left out: {len(left_out)}, all in {out / LEFT_OUT_FILE}")
     table.title_justify = "left"
     table.add_column("items", justify="right")
     table.add_column("for example")

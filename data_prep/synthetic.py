@@ -11,16 +11,26 @@ Source: espeak-ng (see espeak.py). ``Voice`` and ``synthesize`` are public: the 
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 from random import Random
 
 import numpy as np
-import soundfile
 from lhotse import MonoCut
 from lhotse.supervision import AlignmentItem
 
-from data_prep.common import LeftOut, Prepared, PrepareError, make_cut, open_recording, progress, to_cuts
+from data_prep.common import (
+    LeftOut,
+    Prepared,
+    PrepareError,
+    make_cut,
+    open_recording,
+    progress,
+    read_lines,
+    to_cuts,
+    write_flac,
+)
 from data_prep.espeak import (
     ACCENTS,
     FEMALE_VARIANTS,
@@ -54,6 +64,10 @@ def prepare(
     for name, value in {"speakers": speakers, "utterances": utterances}.items():
         if value < 1:
             raise PrepareError(f"option {name}: {value} given; accepted: 1 or more")
+    held_out = {"dev_speakers": dev_speakers, "test_speakers": test_speakers}
+    for name, value in (held_out | {"held_out_utterances": held_out_utterances}).items():
+        if value < 0:
+            raise PrepareError(f"option {name}: {value} given; accepted: 0 or more")
     left_out: list[LeftOut] = []
     lines = _read_texts(texts, left_out) if texts is not None else None
     voices = draw_voices(speakers + dev_speakers + test_speakers, seed)
@@ -95,7 +109,7 @@ def _read_texts(path: Path, left_out: list[LeftOut]) -> list[str]:
     if not path.is_file():
         raise PrepareError(f"option texts: {path} is no file; expected a text file with a sentence a line")
     kept = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(read_lines(path), start=1):
         if any(character.isdigit() for character in line):
             left_out.append(LeftOut(f"{path.name} line {number}", "text holds figures; write numbers as words"))
         elif any(character.isalpha() for character in line):
@@ -112,10 +126,12 @@ def _utterance(source: Path, speaker: str, number: int, spoken: Sentence, voice:
     synthesis = synthesize(spoken.text, replace(voice, rate_wpm=rate_wpm, pitch=pitch), word_gap_s=gap_s)
     lead_s = rng.uniform(0.05, 0.4)
     samples = in_a_room(synthesis.samples, lead_s, rng.uniform(0.05, 0.4), rng)
-    path = source / speaker / f"{speaker}-{number:03d}.flac"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    soundfile.write(path, samples, SAMPLE_RATE, subtype="PCM_16")
-    cut_id = f"synthetic-{path.stem}"
+    # a preparation with other options leaves the sound of this one, to which manifests point, alone
+    digest = hashlib.sha256(samples.tobytes()).hexdigest()[:8]
+    path = source / speaker / f"{speaker}-{number:03d}-{digest}.flac"
+    if not path.exists():
+        write_flac(path, samples, SAMPLE_RATE)
+    cut_id = f"synthetic-{speaker}-{number:03d}"
     cut = make_cut(
         open_recording(path, cut_id),
         cut_id,

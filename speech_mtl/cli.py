@@ -110,6 +110,7 @@ def inspect_(manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...
     """
     with progress("reading the manifests"):
         from rich.console import Console
+        from rich.markup import escape
         from rich.table import Table
 
         from speech_mtl.survey import survey, tables
@@ -119,7 +120,7 @@ def inspect_(manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...
     for title, heads, rows in tables(found):
         table = Table(*heads, title=title, title_justify="left")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*map(escape, row))
         console.print(table)
     for warning in found.warnings():
         note(f"warning: {warning}")

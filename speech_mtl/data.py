@@ -12,6 +12,7 @@ import json
 import random
 import signal
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -56,7 +57,7 @@ class Manifest:
             try:
                 for count, line in enumerate(lines, start=1):
                     yield _parse_cut(line, f"{self.path}, line {count}")
-            except (OSError, EOFError, UnicodeDecodeError) as error:
+            except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
                 raise DataError(f"{self.path}: unreadable after line {count}: {error}") from None
         if not count:
             raise DataError(f"manifest {self.path} is empty; expected one cut a line")
@@ -69,18 +70,33 @@ def _open(path: Path) -> IO[str]:
 def _parse_cut(line: str, where: str) -> Cut:
     try:
         cut = deserialize_item(json.loads(line))
+        if isinstance(cut, Cut):
+            _check_cut(cut, where)
     except json.JSONDecodeError as error:
         raise DataError(f"{where}: not valid JSON: {error}") from None
     except (TypeError, KeyError, ValueError, AttributeError) as error:
+        if isinstance(error, DataError):
+            raise
         raise DataError(f"{where}: not a lhotse cut: {type(error).__name__}: {error}") from None
     if not isinstance(cut, Cut):
         raise DataError(f"{where}: expected a cut, found a {type(cut).__name__}; `lhotse cut simple` makes cuts")
+    return cut
+
+
+def _check_cut(cut: Cut, where: str) -> None:
+    """That durations are numbers and texts are text; lhotse takes whatever stands there."""
+    if not isinstance(cut.duration, int | float):
+        raise DataError(f"{where}: cut '{cut.id}': duration is {cut.duration!r}; expected seconds, a number")
     if not cut.duration > 0:
         raise DataError(f"{where}: cut '{cut.id}' ends before it starts: duration {cut.duration} s")
     for supervision in cut.supervisions:
-        if supervision.duration < 0:
-            raise DataError(f"{where}: supervision '{supervision.id}' ends before it starts: {supervision.duration} s")
-    return cut
+        name = f"{where}: supervision '{supervision.id}'"
+        if not isinstance(supervision.duration, int | float):
+            raise DataError(f"{name}: duration is {supervision.duration!r}; expected seconds, a number")
+        if not supervision.duration >= 0:
+            raise DataError(f"{name} ends before it starts: {supervision.duration} s")
+        if not isinstance(supervision.text, str | None):
+            raise DataError(f"{name}: text is {supervision.text!r}; expected text in quotes, or null")
 
 
 def read_cuts(paths: Iterable[str | Path]) -> CutSet:
@@ -221,7 +237,8 @@ class SpeechDataset(Dataset):
     def __init__(self, config: Config, augment: bool = False):
         self.sample_rate, self.seed, self.data = config.features.sample_rate, config.train.seed, config.data
         self.augment = config.augment if augment else None
-        self._noises: list[Cut] | None = None
+        # read before the first batch, so that a wrong path is not taken for an utterance that cannot be read
+        self.noises = list(Manifest(config.augment.noise)) if augment and config.augment.noise else []
 
     def __getitem__(self, item: tuple[int, Iterable[Cut]]) -> Batch:
         epoch, cuts = item
@@ -252,7 +269,7 @@ class SpeechDataset(Dataset):
             factor = rng.choice(config.speeds)
             if factor != 1:
                 cut, labels = cut.perturb_speed(factor), labels_at_speed(cut, factor)
-            if config.noise and rng.random() < config.noise_prob:
+            if self.noises and rng.random() < config.noise_prob:
                 cut = self._mix_noise(cut, config, rng)
         gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
         return np.clip(self._load(cut) * np.float32(gain), -1, 1), labels
@@ -266,9 +283,7 @@ class SpeechDataset(Dataset):
         return audio
 
     def _mix_noise(self, cut: Cut, config: AugmentConfig, rng: random.Random) -> Cut:
-        if self._noises is None:
-            self._noises = list(Manifest(config.noise or ""))
-        noise = rng.choice(self._noises).resample(cut.sampling_rate)
+        noise = rng.choice(self.noises).resample(cut.sampling_rate)
         if noise.duration > cut.duration:
             noise = noise.truncate(offset=rng.uniform(0, noise.duration - cut.duration), duration=cut.duration)
         return cut.mix(noise, snr=rng.uniform(*config.noise_snr_db)).truncate(duration=cut.duration)

@@ -15,7 +15,7 @@ from itertools import combinations, islice
 import numpy as np
 from lhotse.cut import Cut
 
-from speech_mtl.config import Config, parse_config
+from speech_mtl.config import ROW_FIELDS, Config, parse_config
 from speech_mtl.cuts import label_names
 from speech_mtl.data import Inventory, read_cuts, take_inventory, usable
 from speech_mtl.decode import frames_needed
@@ -186,7 +186,7 @@ def length_auc(one_s: np.ndarray, other_s: np.ndarray) -> float:
 
 def survey(manifests: list[str]) -> Survey:
     """Read every cut once. Raises DataError."""
-    config = _config(islice(read_cuts(manifests), LOOKED_AT))
+    config = _config(cut for path in manifests for cut in islice(read_cuts([path]), LOOKED_AT))
     found = Survey(Inventory(), config, hours=dict.fromkeys(config.tasks, 0.0))
     frames: list[tuple[str, str, int]] = []
     found.inventory = take_inventory(_watched(_located(manifests), found, frames), config)
@@ -206,8 +206,9 @@ def _config(cuts: Iterable[Cut]) -> Config:
             for name, value in labels.items():
                 if isinstance(value, str | bool) and name not in ("text", "speaker", "asr"):
                     values.setdefault(name, []).append(str(value))
-    # a value of its own for almost every utterance (a path, an id) is no class
-    extra = [name for name, seen in sorted(values.items()) if len(set(seen)) <= max(2, len(seen) // 2)]
+    # a value of its own for almost every utterance (a path, an id) is no class; a row's field is no task's name
+    of_classes = [name for name, seen in sorted(values.items()) if len(set(seen)) <= max(2, len(seen) // 2)]
+    extra = [name for name in of_classes if name not in ROW_FIELDS]
     tasks = {"asr": {"type": "asr"}, "speaker": {"type": "speaker"}} | {name: {"type": "classify"} for name in extra}
     return parse_config({"tasks": tasks}, "inspect")
 

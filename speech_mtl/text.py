@@ -17,23 +17,26 @@ from tokenizers import decoders, models, pre_tokenizers, trainers
 from speech_mtl.config import TextConfig
 
 WORD_MARK = "▁"
-APOSTROPHES = {"'", "’"}
+ZERO_WIDTH_SPACE = "\u200b"
+APOSTROPHES = {"'", "’", "ʼ"}
 
 
 def normalize(text: str, config: TextConfig) -> str:
     """The text as the model writes it: NFKC, single spaces, and the config's casing and punctuation."""
-    text = unicodedata.normalize("NFKC", text)
+    text = unicodedata.normalize("NFKC", text.replace("´", "'"))  # NFKC makes the accent a space and a mark
     if config.case != "keep":
         text = text.lower() if config.case == "lower" else text.upper()
     if config.punctuation == "remove":
+        # format characters (Cf), such as soft hyphens and joiners, are within words; the space of no width is not
+        text = "".join(char for char in text if unicodedata.category(char) != "Cf" or char == ZERO_WIDTH_SPACE)
         text = "".join(_keep_or_space(text, i) for i in range(len(text)))
     return " ".join(text.split())
 
 
 def _keep_or_space(text: str, i: int) -> str:
     char = text[i]
-    if char in APOSTROPHES and 0 < i < len(text) - 1 and text[i - 1].isalpha() and text[i + 1].isalpha():
-        return "'"
+    if char in APOSTROPHES:
+        return "'" if 0 < i < len(text) - 1 and text[i - 1].isalpha() and text[i + 1].isalpha() else " "
     # marks (M) belong to letters in many scripts; punctuation (P) and symbols (S) separate words
     return " " if unicodedata.category(char)[0] in "PSC" else char
 

@@ -302,6 +302,19 @@ def test_inspect(corpus: dict[str, str], tmp_path: Path) -> None:
     assert "disjoint" not in warnings
 
 
+def test_inspect_shows_labels_as_they_are_and_those_of_every_manifest(tmp_path: Path) -> None:
+    odd = make_corpus(tmp_path / "odd", 2, seed=1, gender="[/b]", custom={"audio": "call.wav"})
+    many = make_corpus(tmp_path / "many", 400, seed=2)
+    named = make_corpus(tmp_path / "named", 2, seed=3, custom={"accent": "[red]x"})
+    for order in ([odd, many, named], [named, many, odd]):
+        result = call("inspect", *order)
+        assert result.exit_code == 0, result.output
+        rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
+        by_name = {row[0]: row[1:] for row in rows}
+        assert "[/b] 6" in by_name["gender"][3] and by_name["accent"][3] == "[red]x 6"
+        assert "audio" not in by_name  # a field of every result row is no task
+
+
 def test_a_broken_manifest_is_refused_with_its_line(corpus: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "broken.jsonl"
     path.write_text('{"id": 1}\n')

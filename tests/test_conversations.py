@@ -45,6 +45,36 @@ def test_a_simulated_conversation_holds_what_its_truth_says(tmp_path: Path) -> N
     assert [s.start for s in again[0].supervisions] == [s.start for s in cuts[0].supervisions]
 
 
+def test_a_preparation_that_is_stopped_leaves_the_last_one_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cuts = simulate(tmp_path, minutes=0.3)
+    before = [cut.load_audio() for cut in cuts]
+    module = data_prep.load("conversations")
+    written: list[Path] = []
+
+    def cut_and_stop(path: Path, name: str, supervisions: list) -> object:
+        written.append(path)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "_cut", cut_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        simulate(tmp_path, minutes=0.2)
+    assert written[0].exists()  # the first recording of the second call
+    assert all(np.array_equal(cut.load_audio(), samples) for cut, samples in zip(cuts, before, strict=True))
+
+
+def test_a_source_whose_sound_is_gone_or_without_a_cut(tmp_path: Path) -> None:
+    simulate(tmp_path, minutes=0.2)
+    for path in (tmp_path / "single").glob("*.wav"):
+        path.unlink()
+    with pytest.raises(PrepareError, match="cut '.*': .*wav cannot be read: "):
+        simulate(tmp_path, minutes=0.2)
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(PrepareError, match="empty.jsonl is empty"):
+        data_prep.prepare("conversations", tmp_path / "empty.jsonl", tmp_path / "out")
+
+
 def test_overlap_noise_and_room(tmp_path: Path) -> None:
     soundfile.write(tmp_path / "hum.wav", 0.5 * np.sin(np.arange(5 * RATE) * 0.05), RATE)
     noise = Recording.from_file(tmp_path / "hum.wav", recording_id="hum").to_cut()

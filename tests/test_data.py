@@ -31,16 +31,21 @@ def write(path: Path, lines: list[str]) -> Path:
     return path
 
 
+def with_label(cut: dict, **changes: object) -> str:
+    return json.dumps(cut | {"supervisions": [cut["supervisions"][0] | changes]})
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         (lambda cut: "{broken", "line 2: not valid JSON"),
         (lambda cut: json.dumps(cut | {"colour": "red"}), "line 2: not a lhotse cut: TypeError: .*colour"),
         (lambda cut: json.dumps(cut | {"duration": -1.0}), "line 2: cut '.*' ends before it starts: duration -1.0 s"),
-        (
-            lambda cut: json.dumps(cut | {"supervisions": [cut["supervisions"][0] | {"duration": -2.0}]}),
-            "line 2: supervision '.*' ends before it starts: -2.0 s",
-        ),
+        (lambda cut: with_label(cut, duration=-2.0), "line 2: supervision '.*' ends before it starts: -2.0 s"),
+        (lambda cut: json.dumps(cut | {"duration": "1.5"}), "line 2: cut '.*': duration is '1.5'; expected seconds"),
+        (lambda cut: with_label(cut, duration="1.5"), "line 2: supervision '.*': duration is '1.5'; expected seconds"),
+        (lambda cut: with_label(cut, text=5), "line 2: supervision '.*': text is 5; expected text in quotes, or null"),
+        (lambda cut: json.dumps({"type": "MixedCut", "id": "m", "tracks": []}), "line 2: not a lhotse cut: ValueError"),
         (lambda cut: json.dumps(cut["recording"]), "line 2: expected a cut, found a Recording"),
         (lambda cut: json.dumps([1, 2]), "line 2: not a lhotse cut"),
     ],
@@ -61,6 +66,9 @@ def test_missing_empty_and_truncated_manifests(corpus: dict[str, str], tmp_path:
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(DataError, match="unreadable after line"):
         list(Manifest(tmp_path / "cut.jsonl.gz"))
+    (tmp_path / "bits.jsonl.gz").write_bytes(whole[:20] + bytes(64) + whole[84:])
+    with pytest.raises(DataError, match="unreadable after line"):
+        list(Manifest(tmp_path / "bits.jsonl.gz"))
 
 
 def test_a_manifest_listed_twice_has_distinct_ids(corpus: dict[str, str]) -> None:
@@ -120,6 +128,8 @@ def test_noise_is_mixed_at_its_ratio(corpus: dict[str, str], tmp_path: Path) -> 
     values = tiny_values(corpus)
     noisy = {"noise": str(tmp_path / "noise.jsonl.gz"), "noise_prob": 1.0, "noise_snr_db": (10.0, 10.0), "gain_db": 0.0}
     cuts = list(read_cuts([corpus["dev"]]))[:3]
+    with pytest.raises(DataError, match="nope.jsonl.gz does not exist"):  # and not every utterance one by one
+        SpeechDataset(parse_config(values | {"augment": noisy | {"noise": "nope.jsonl.gz"}}, "gone"), augment=True)
     clean = SpeechDataset(parse_config(values, "clean"))[0, cuts]
     mixed = SpeechDataset(parse_config(values | {"augment": noisy}, "noisy"), augment=True)[0, cuts]
     assert mixed.samples_B.tolist() == clean.samples_B.tolist() and not mixed.failed

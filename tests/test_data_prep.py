@@ -388,12 +388,88 @@ def test_nothing_usable_is_an_error_and_writes_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("unpacked", ["yes", "no"])
+def test_only_line_feeds_end_lines(tmp_path: Path, unpacked: str) -> None:
+    sine(tmp_path / "a.wav")
+    said = ["one\u2028two", "three\x85four", "five\x0csix"]
+    lines = [json.dumps({"audio_filepath": "a.wav", "text": text}, ensure_ascii=False) for text in said]
+    data = ("\ufeff" + "\r\n".join(lines)).encode()
+    name = "train.jsonl" if unpacked == "yes" else "train.jsonl.gz"
+    (tmp_path / name).write_bytes(data if unpacked == "yes" else gzip.compress(data))
+    splits, left_out = read(data_prep.prepare("jsonl", tmp_path / name, tmp_path / "out"))
+    assert [cut.supervisions[0].text for cut in splits["train"]] == said and not left_out
+    write(tmp_path / "kaldi" / "wav.scp", f"r1 {tmp_path / 'a.wav'}")
+    (tmp_path / "kaldi" / "text").write_text("r1 good\u2028morning\n", encoding="utf-8")
+    splits, left_out = read(data_prep.prepare("kaldi", tmp_path / "kaldi", tmp_path / "kaldi-out"))
+    assert splits["all"][0].supervisions[0].text == "good\u2028morning" and not left_out
+
+
+def test_files_that_are_not_utf8_or_damaged_are_named(tmp_path: Path) -> None:
+    sine(tmp_path / "a.wav")
+    write(tmp_path / "wav.scp", "r1 a.wav")
+    (tmp_path / "text").write_bytes("r0 x\nr1 caf\xe9\n".encode("latin-1"))
+    with pytest.raises(PrepareError, match="text line 2: not UTF-8"):
+        data_prep.prepare("kaldi", tmp_path, tmp_path / "out")
+    whole = gzip.compress(b"{}" * 1000)
+    (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(PrepareError, match="cut.jsonl.gz: cannot be read"):
+        data_prep.prepare("jsonl", tmp_path / "cut.jsonl.gz", tmp_path / "out")
+
+
+def test_times_that_are_no_numbers(tmp_path: Path) -> None:
+    sine(tmp_path / "r1.wav", seconds=1.0)
+    write(tmp_path / "wav.scp", "r1 r1.wav")
+    write(tmp_path / "segments", "u1 r1 0.1 nan", "u2 r1 nan 0.5", "u3 r1 0.1 0.5")
+    splits, left_out = read(data_prep.prepare("kaldi", tmp_path, tmp_path / "out"))
+    assert ids(splits["all"]) == ["kaldi-u3"]
+    assert left_out == dict.fromkeys(["u1", "u2"], "start or end is no finite number")
+    with pytest.raises(PrepareError, match="option minutes: 'nan' given; accepted: a finite number"):
+        data_prep.prepare("conversations", tmp_path / "out" / "all.jsonl.gz", tmp_path / "c", minutes="nan")
+
+
+def test_jsonl_refuses_two_files_of_one_split_and_passes_its_own_list_by(tmp_path: Path) -> None:
+    sine(tmp_path / "a.wav")
+    line = json.dumps({"audio_filepath": "a.wav"})
+    write(tmp_path / "train.jsonl", line, "{")
+    for _ in range(2):  # into the folder of the source: what was left out is no manifest
+        splits, left_out = read(data_prep.prepare("jsonl", tmp_path, tmp_path))
+        (tmp_path / "train.jsonl.gz").unlink()
+        assert list(splits) == ["train"] and list(left_out) == ["train.jsonl line 2"]
+    write(tmp_path / "train.json", line)
+    with pytest.raises(PrepareError, match="train.json and train.jsonl would both be split 'train'"):
+        data_prep.prepare("jsonl", tmp_path, tmp_path / "out")
+
+
+def test_sphere_files_of_one_name_stay_apart(tmp_path: Path) -> None:
+    for folder, seconds in (("a", 0.25), ("b", 0.5)):
+        sine(tmp_path / folder / "utt1.sph", seconds, subtype="PCM_16", format="NIST")
+    write(tmp_path / "m" / "train.jsonl", json.dumps({"audio_filepath": "../a/utt1.sph"}))
+    write(tmp_path / "m" / "test.jsonl", json.dumps({"audio_filepath": "../b/utt1.sph"}))
+    splits, _ = read(data_prep.prepare("jsonl", tmp_path / "m", tmp_path / "out"))
+    lengths = {name: cuts[0].load_audio().shape[1] for name, cuts in splits.items()}
+    assert lengths == {"train": 2000, "test": 4000}
+
+
+def test_splits_prepared_one_by_one_keep_what_each_left_out(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        sine(tmp_path / split / "a.wav")
+        write(tmp_path / split / "wav.scp", "r1 a.wav", f"{split}-gone gone.wav")
+        write(tmp_path / split / "utt2spk", "r1 ann")
+        write(tmp_path / split / "utt2spk.bak", "r1 old")
+    for split in ("train", "test", "test"):
+        splits, left_out = read(data_prep.prepare("kaldi", tmp_path / split, tmp_path / "out", split=split))
+        assert splits[split][0].supervisions[0].custom == {"corpus": "kaldi"}
+    assert list(left_out) == ["train-gone", "test-gone"]
+    assert len((tmp_path / "out" / "left_out.jsonl").read_text().splitlines()) == 2
+
+
 def test_a_second_run_replaces_every_file_of_the_first(tmp_path: Path) -> None:
     root = make_fsdd(tmp_path / "fsdd")
     out = data_prep.prepare("fsdd", root, tmp_path / "out")
-    first = {path.name: gzip.open(path).read() for path in out.glob("*.gz")}
+    first = {path.name: path.read_bytes() for path in out.glob("*.gz")}
+    assert all(data[3] == 0 and data[4:8] == bytes(4) for data in first.values())  # gzip's header: no name, no time
     data_prep.prepare("fsdd", root, out)
-    assert first == {path.name: gzip.open(path).read() for path in out.glob("*.gz")}
+    assert first == {path.name: path.read_bytes() for path in out.glob("*.gz")}
     for path in (root / "recordings").glob("*_0.wav"):
         path.unlink()
     for path in (root / "recordings").glob("*_4.wav"):
@@ -486,6 +562,17 @@ def test_download_of_a_whole_part_and_without_ranges(
         assert (fetch([Archive(f"{url}/c.tar.gz")], target) / "a.txt").read_bytes() == b"hello"
 
 
+def test_a_part_longer_than_the_file_is_begun_anew(
+    tmp_path: Path, server: tuple[str, type[RangeHandler], Path]
+) -> None:
+    url, _, folder = server
+    data = tar_of(folder / "c.tar.gz", {"a.txt": b"hello"}).read_bytes()
+    (tmp_path / "c.tar.gz.part").write_bytes(data + b"more")
+    with pytest.raises(PrepareError, match="shorter than .*c.tar.gz.part, which is removed"):
+        fetch([Archive(f"{url}/c.tar.gz")], tmp_path)
+    assert (fetch([Archive(f"{url}/c.tar.gz")], tmp_path) / "a.txt").read_bytes() == b"hello"
+
+
 def test_a_file_that_is_no_archive_stays_as_it_is(tmp_path: Path, server: tuple[str, type[RangeHandler], Path]) -> None:
     url, handler, folder = server
     with zipfile.ZipFile(folder / "voices.bin", "w") as archive:  # as numpy's files are
@@ -504,10 +591,15 @@ def test_download_refuses_what_is_wrong(tmp_path: Path, server: tuple[str, type[
     write(folder / "page.tar.gz", "<html>moved</html>")
     with zipfile.ZipFile(folder / "escape.zip", "w") as archive:
         archive.writestr("../outside.txt", "x")
+    sound = tar_of(folder / "crc.tar.gz", {"a.bin": np.random.default_rng(0).bytes(30_000)}).read_bytes()
+    (folder / "crc.tar.gz").write_bytes(sound[:-8] + bytes(4) + sound[-4:])
+    (folder / "bits.tar.gz").write_bytes(sound[:20_000] + bytes(64) + sound[20_064:])
     for name, sha256, message in (
         ("gone.tar.gz", None, "answers 404"),
         ("page.tar.gz", None, "neither a zip nor a tar"),
         ("c.tar.gz", "0" * 64, "SHA-256 is .*expected 0000"),
+        ("crc.tar.gz", None, "arrived damaged .CRC"),
+        ("bits.tar.gz", None, "arrived damaged"),
         ("escape.tar.gz", None, "cannot be unpacked safely"),
         ("escape.zip", None, "cannot be unpacked safely"),
     ):
