@@ -2,8 +2,8 @@
 
 A folder that was exported (export.py) has a graph and the heads' weights in the place of model.safetensors.
 
-config.json also holds the SHA-256 of the other files, so that a missing or altered one is noticed. Files are written
-beside their place, synced and renamed: a full disk or a crash leaves the last good ones.
+config.json also holds the SHA-256 of the other files, so that a missing or altered one is noticed. All are written
+beside their place and synced before the first is renamed: a full disk or a crash leaves the last good ones.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import psutil
@@ -25,7 +26,7 @@ from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
 FORMAT = 1
-WEIGHTS, TOKENIZER, LABELS = "model.safetensors", "tokenizer.json", "labels.json"
+CONFIG, WEIGHTS, TOKENIZER, LABELS = "config.json", "model.safetensors", "tokenizer.json", "labels.json"
 
 
 class CheckpointError(ValueError):
@@ -37,11 +38,16 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
+        sync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sync(path: Path) -> None:
+    """Have the disk hold what was written."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
 
 
 def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
@@ -59,27 +65,31 @@ def save_model(model: SpeechModel, folder: Path, card: str, dtype: torch.dtype =
         name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
         for name, value in model.state_dict().items()
     }
-    write_atomically(folder / WEIGHTS, lambda path: save_tensors(weights, path))
-    if model.tokenizer is not None:
-        write_atomically(folder / TOKENIZER, model.tokenizer.save)
-    write_atomically(folder / LABELS, lambda path: path.write_text(json.dumps(model.labels, indent=1) + "\n"))
-    write_atomically(folder / "README.md", lambda path: path.write_text(card, encoding="utf-8"))
-    describe(folder, model.config, [WEIGHTS, TOKENIZER, LABELS])
+    with TemporaryDirectory(dir=folder, prefix=".saving.") as temporary:
+        new = Path(temporary)
+        save_tensors(weights, new / WEIGHTS)
+        if model.tokenizer is not None:
+            model.tokenizer.save(new / TOKENIZER)
+        (new / LABELS).write_text(json.dumps(model.labels, indent=1) + "\n", encoding="utf-8")
+        (new / "README.md").write_text(card, encoding="utf-8")
+        describe(new, model.config, [WEIGHTS, TOKENIZER, LABELS])
+        for path in new.iterdir():
+            sync(path)
+        for path in sorted(new.iterdir(), key=lambda path: path.name == CONFIG):  # config.json says what holds: last
+            path.replace(folder / path.name)
 
 
 def describe(folder: Path, config: Config, names: list[str], **more: Any) -> None:
     """Write config.json: the config, the SHA-256 of those files that there are, and what else there is to say."""
     files = {name: _sha256(folder / name) for name in names if (folder / name).exists()}
     described = {"format": FORMAT, "files": files, **more, "config": config.model_dump()}
-    write_atomically(folder / "config.json", lambda path: path.write_text(json.dumps(described, indent=1) + "\n"))
+    (folder / CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
 def load_model(folder: str | Path, device: str | torch.device = "cpu") -> SpeechModel:
     """The model of a folder, in eval mode. Raises CheckpointError."""
     folder = Path(folder)
-    described = _read_json(folder / "config.json")
-    if described.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}/config.json: format {described.get('format')!r}, this version reads {FORMAT}")
+    described = _read_described(folder)
     for name, expected in described["files"].items():
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} is not complete: {name} is missing")
@@ -91,7 +101,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Speech
         raise CheckpointError(str(error)) from None
     has_text = any(task.type == "asr" for task in config.tasks.values())
     tokenizer = Tokenizer.load(folder / TOKENIZER, config.text) if has_text else None
-    labels, exported = _read_json(folder / LABELS), described.get("exported")
+    labels, exported = read_object(folder / LABELS), described.get("exported")
     if exported and torch.device(device).type != "cpu":
         raise CheckpointError(f"{folder} is an export, which runs on the cpu, not on {device}")
     if exported:
@@ -109,7 +119,7 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Speech
 
 def fingerprint_of(folder: Path) -> str:
     """What identifies a model folder's weights; that of an export is its own word, see export.py."""
-    described = _read_json(folder / "config.json")
+    described = _read_described(folder)
     return described["exported"]["fingerprint"] if "exported" in described else described["files"][WEIGHTS][:16]
 
 
@@ -156,10 +166,26 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_described(folder: Path) -> dict[str, Any]:
+    """What config.json says. Raises CheckpointError."""
+    path = folder / CONFIG
     if not path.is_file():
-        raise CheckpointError(f"{path.parent} is not a model folder: {path.name} is missing")
+        raise CheckpointError(f"{folder} is not a model folder: {CONFIG} is missing")
+    described = read_object(path)
+    if described.get("format") != FORMAT:
+        raise CheckpointError(f"{path}: format {described.get('format')!r}, this version reads {FORMAT}")
+    for key in ("files", "config"):
+        if not isinstance(described.get(key), dict):
+            raise CheckpointError(f"{path}: '{key}' is {described.get(key)!r}; expected an object")
+    return described
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object of a JSON file. Raises CheckpointError."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise CheckpointError(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds {type(values).__name__}; expected an object")
+    return values

@@ -330,6 +330,9 @@ def transcribe(
         raise typer.BadParameter(f"--format {fmt}; accepted: {', '.join(formats.FORMATS)}")
     if out is None and len(files) > 1 and fmt not in formats.JOINABLE:
         raise typer.BadParameter(f"several recordings as {fmt} do not fit in one stream; give --out DIR")
+    names = [formats.recording_id(file) for file in files] if out is None and fmt in formats.NAMED else []
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise typer.BadParameter(f"two recordings would both be '{twice[0]}' in one {fmt}; transcribe them one by one")
     if fmt == "html" and Path("-") in files:
         raise typer.BadParameter("an html page holds the recording's sound, which a pipe gives but once; give a file")
     if stream and out is None and fmt not in ("txt", "json"):

@@ -96,7 +96,10 @@ def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str,
         raise AudioError(f"{transcript}: no voice '{voice}'; its voices: {', '.join(speakers) or 'none'}")
     found = speakers[voice]
     try:
-        one = Utterance(normalized(np.array(found["embedding"])), float(found["speech_s"]))
+        embedding, size = np.array(found["embedding"], dtype=float), recognizer.embedding_size
+        if embedding.shape != (size,) or not np.isfinite(embedding).all():
+            raise ValueError(f"the embedding of '{voice}' is no list of {size} numbers")
+        one = Utterance(normalized(embedding), float(found["speech_s"]))
     except (ValueError, KeyError, TypeError) as error:
         raise AudioError(f"{transcript}: {type(error).__name__}: {error}; {expected}") from None
     remarks = check_names(name, [one], [f"{transcript}: {voice}"], recognizer.database, recognizer.calibration, force)

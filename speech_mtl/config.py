@@ -13,7 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 # fields of an evaluation's rows and summary beside the tasks' own (data.describe_cut, evaluate.summarize)
-ROW_FIELDS = set("id audio start_s duration_s true_speaker compute_s error cost utterances failed".split())
+ROW_FIELDS = set("id audio start_s duration_s true_speaker altered compute_s error cost utterances failed".split())
 
 
 class ConfigError(ValueError):

@@ -408,8 +408,15 @@ def _leave_signals_to_the_loop(worker: int) -> None:
 
 
 def describe_cut(cut: Cut) -> dict[str, Any]:
-    """The fields of an utterance that a row of results carries."""
-    return {
+    """The fields of an utterance that a row of results carries; 'altered' where it is not just a stretch of a file."""
+    described = {
         "id": cut.id, "audio": _source(cut), "start_s": cut.start, "duration_s": round(cut.duration, 4),
         "true_speaker": label_of(cut, "speaker"),
     }  # fmt: skip
+    return described if _is_as_recorded(cut) else described | {"altered": True}
+
+
+def _is_as_recorded(cut: Cut) -> bool:
+    """Whether a cut is a stretch of one file as it is, with all its channels."""
+    recording = getattr(cut, "recording", None)
+    return recording is not None and not recording.transforms and recording.num_channels == cut.num_channels

@@ -272,10 +272,13 @@ def evaluate(
     """Write out/utterances.jsonl and out/summary.json; returns the summary. `on_row` sees every row as it comes."""
     out.mkdir(parents=True, exist_ok=True)
     references = enroll_references(model, read_cuts(enroll)) if enroll else None
-    with open(out / "utterances.jsonl", "w", encoding="utf-8") as file:
+    part = out / "utterances.jsonl.part"  # an evaluation that is stopped leaves the last one's rows and summary
+    with open(part, "w", encoding="utf-8") as file:
         for row in evaluate_rows(model, read_cuts(manifests), references):
             file.write(json.dumps(row, ensure_ascii=False) + "\n")
             on_row(row)
+    (out / "summary.json").unlink(missing_ok=True)
+    part.replace(out / "utterances.jsonl")
     summary = summarize(read_rows(out / "utterances.jsonl"), task_kinds(model), count_parameters(model))
     for name, task in model.tasks.items():
         if isinstance(task, ASR) and task.decoder and name in summary:

@@ -10,7 +10,6 @@ With `int8` the blocks' matrix products run on 8-bit integers: weights quantised
 
 from __future__ import annotations
 
-import json
 import logging
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from speech_mtl.checkpoint import (
     describe,
     fingerprint_of,
     load_model,
+    read_object,
     save_tensors,
 )
 from speech_mtl.encoder import Conformer
@@ -118,9 +118,9 @@ def is_export_of(out: Path, folder: Path, start: str, int8: bool) -> bool:
     """Whether a folder holds just what `export_model` would write there."""
     if not (out / GRAPH).is_file() or not (out / "config.json").is_file() or not (folder / WEIGHTS).is_file():
         return False
-    exported = json.loads((out / "config.json").read_text(encoding="utf-8")).get("exported", {})
+    exported = read_object(out / "config.json").get("exported")
     wanted = _said(fingerprint_of(folder), start, int8)
-    return {key: exported.get(key) for key in wanted} == wanted
+    return isinstance(exported, dict) and {key: exported.get(key) for key in wanted} == wanted
 
 
 def require_packages() -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from math import inf
 from pathlib import Path
 
 import torch
@@ -20,8 +21,9 @@ from speech_mtl.features import frame_mask
 from speech_mtl.tasks import label_of
 from speech_mtl.text import normalize
 
-FP32_LIMIT, INT8_POINTS = 1e-4, 0.5
-"""How far an output of an fp32 export, and the WER in points of an int8 one, may be from the model's."""
+FP32_LIMIT, INT8_POINTS, INT8_COSINE = 1e-4, 0.5, 0.99
+"""How far an output of an fp32 export, and the WER in points of an int8 one, may be from the model's; and how near the
+embeddings of an int8 one must be."""
 
 
 @dataclass
@@ -61,10 +63,13 @@ class Comparison:
         if self.precision == "fp32":
             wrong = {name: value for name, value in self.differences.items() if not value <= FP32_LIMIT}
             return [f"{name}: {value:.2g} from the model's; accepted: {FP32_LIMIT:g}" for name, value in wrong.items()]
-        if self.model.wer is None or self.export.wer is None or self.export.wer - self.model.wer <= INT8_POINTS:
-            return []
-        points = self.export.wer - self.model.wer
-        return [f"WER: {points:.2f} points above the model's; accepted: {INT8_POINTS}"]
+        found = [f"{name}: not a number" for name, value in self.differences.items() if value == inf]
+        points = 0.0 if self.model.wer is None or self.export.wer is None else self.export.wer - self.model.wer
+        if points > INT8_POINTS:
+            found.append(f"WER: {points:.2f} points above the model's; accepted: {INT8_POINTS}")
+        if self.least_cosine < INT8_COSINE:
+            found.append(f"embeddings: least cosine {self.least_cosine:.3f}; accepted: {INT8_COSINE} or more")
+        return found
 
 
 @torch.inference_mode()
@@ -106,10 +111,11 @@ def _note_differences(result: Comparison, outputs: list[dict[str, dict[str, Tens
             if key not in output:
                 continue
             a, b = output[key], theirs[task][key]
-            difference = (a - b).abs()
+            difference = torch.nan_to_num((a - b).abs(), nan=inf)
             if "lengths" in output:
                 difference = difference[frame_mask(output["lengths"], a.size(1))]
             name = f"{task}.{key}"
             result.differences[name] = max(result.differences.get(name, 0.0), difference.max().item())
             if key == "embedding":
-                result.least_cosine = min(result.least_cosine, (a * b).sum(1).min().item())
+                cosine_B = torch.nan_to_num((a * b).sum(1), nan=-1.0)
+                result.least_cosine = min(result.least_cosine, cosine_B.min().item())

@@ -106,16 +106,16 @@ def _rttm(result: Result) -> str:
             continue
         score = "<NA>" if segment.score is None else f"{segment.score:.4f}"
         times = f"{segment.start_s:.3f} {segment.end_s - segment.start_s:.3f}"
-        lines.append(
-            f"SPEAKER {_file_id(result)} 1 {times} <NA> <NA> {'_'.join(segment.speaker.split())} {score} <NA>\n"
-        )
+        name = "_".join(segment.speaker.split())
+        lines.append(f"SPEAKER {recording_id(result.audio)} 1 {times} <NA> <NA> {name} {score} <NA>\n")
     return "".join(lines)
 
 
 def _ctm(result: Result) -> str:
     """A line a word: file, channel, start and duration in seconds, word, confidence."""
+    name = recording_id(result.audio)
     return "".join(
-        f"{_file_id(result)} 1 {word.start_s:.3f} {word.end_s - word.start_s:.3f} {word.text} {word.confidence:.4f}\n"
+        f"{name} 1 {word.start_s:.3f} {word.end_s - word.start_s:.3f} {word.text} {word.confidence:.4f}\n"
         for segment in result.segments for word in segment.words
     )  # fmt: skip
 
@@ -177,6 +177,8 @@ FORMATS: dict[str, Callable[[Result], str]] = {
 }  # fmt: skip
 JOINABLE = {"txt", "json", "rttm", "ctm"}
 """Formats whose results may follow one another in one stream."""
+NAMED = {"rttm", "ctm"}
+"""Those whose lines name their recording, by `recording_id`."""
 
 
 def _cues(result: Result, label_of: Callable[[Segment], str]) -> Iterator[tuple[str, Segment, list[Word]]]:
@@ -222,6 +224,6 @@ def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _file_id(result: Result) -> str:
-    """The file's name without folder and ending; columns are separated by spaces, so it must hold none."""
-    return "_".join(Path(result.audio).stem.split()) or "audio"
+def recording_id(audio: str | Path) -> str:
+    """A recording's name in rttm and ctm: the file's without folder and ending; spaces, which part columns, are _."""
+    return "_".join(Path(audio).stem.split()) or "audio"

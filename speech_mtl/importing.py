@@ -8,7 +8,6 @@ transformers, and is a start for training: `train.init`.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from speech_mtl.checkpoint import CheckpointError, check_memory, empty_model, load_weights, save_model
+from speech_mtl.checkpoint import CheckpointError, check_memory, empty_model, load_weights, read_object, save_model
 from speech_mtl.config import Config, TextConfig
 from speech_mtl.model import SpeechModel
 from speech_mtl.nemo import read_nemo
@@ -116,10 +115,13 @@ def _read_folder(folder: Path) -> Source:
     if not isinstance(encoder, dict):
         raise CheckpointError(f"{origin}: encoder_config is {encoder!r}; expected the encoder's options")
     if (folder / "preprocessor_config.json").is_file():
-        preprocessor, where = _read_json(folder / "preprocessor_config.json"), f"{folder}/preprocessor_config.json"
+        where = f"{folder}/preprocessor_config.json"
+        preprocessor: Any = _read_json(folder / "preprocessor_config.json")
     else:
-        preprocessor = _read_json(folder / "processor_config.json").get("feature_extractor", {})
+        preprocessor = _read_json(folder / "processor_config.json").get("feature_extractor")
         where = f"{folder}/processor_config.json"
+        if not isinstance(preprocessor, dict):
+            raise CheckpointError(f"{where}: feature_extractor is {preprocessor!r}; expected the features' options")
     text = _read_text(folder / "tokenizer.json")
     return Source(
         folder.resolve().name,
@@ -135,9 +137,11 @@ def _read_folder(folder: Path) -> Source:
 def _read_weights(folder: Path) -> dict[str, Tensor]:
     """All tensors, mapped from their files: none is in memory before it is used."""
     shards = [WEIGHTS]
-    listed: dict[str, str] = {}
+    listed: Any = {}
     if (folder / INDEX).is_file():
-        listed = _read_json(folder / INDEX).get("weight_map") or {}
+        listed = _read_json(folder / INDEX).get("weight_map", {})
+        if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
+            raise CheckpointError(f"{folder}/{INDEX}: weight_map is {str(listed)[:60]}; expected tensor: file")
         shards = sorted(set(listed.values()))
         if odd := [name for name in shards if Path(name).name != name]:
             raise CheckpointError(f"{folder}/{INDEX}: the shard '{odd[0]}' is not a file of this folder")
@@ -162,18 +166,16 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
 def _read_text(path: Path) -> str:
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: {path.name} is missing; needed: {NEEDED}")
-    return path.read_text(encoding="utf-8")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    text = _read_text(path)
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise CheckpointError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path}: holds {type(values).__name__}; expected an object")
-    return values
+    if not path.is_file():
+        raise CheckpointError(f"{path.parent}: {path.name} is missing; needed: {NEEDED}")
+    return read_object(path)
 
 
 def _card(source: Source, config: Config, model: SpeechModel) -> str:

@@ -121,7 +121,7 @@ def our_config(source: Source, text: TextConfig) -> Config:
     """The checkpoint's options as ours, without training settings. Raises CheckpointError."""
     encoder, preprocessor = source.encoder, source.preprocessor
     width, inner = encoder["hidden_size"], encoder["intermediate_size"]
-    if inner % width:
+    if width < 1 or inner < 1 or inner % width:
         raise CheckpointError(
             f"{source.origin}: intermediate_size is {inner}; accepted: multiples of hidden_size {width}"
         )

@@ -73,6 +73,9 @@ def compare(checkpoint: Path, folder: Path, files: list[Path]) -> list[Row]:
     largest: dict[str, float] = {}
     for batch in batches:
         for ours, reference in zip(_ours(model, batch), theirs(batch), strict=True):
+            if len(ours.blocks) != len(reference.blocks):
+                found = f"{len(ours.blocks)} blocks, the checkpoint {checkpoint} has {len(reference.blocks)}"
+                raise CheckpointError(f"{folder} has {found}: it was not made from it")
             for step, difference in _differences(ours, reference):
                 largest[step] = max(largest.get(step, 0.0), difference)
     limits = {"features": LIMIT, "logits": LIMIT, "texts that differ": 0.0}

@@ -91,6 +91,11 @@ class Recognizer:
         return SpeakerDatabase(self.db or default_path(), self.model.fingerprint)
 
     @property
+    def embedding_size(self) -> int:
+        """Numbers in a voice's embedding."""
+        return self.model.config.tasks[self.speaker_task].embedding_dim
+
+    @property
     def speaker_task(self) -> str:
         """The name of the model's speaker task. Raises CheckpointError where it has none."""
         return self._task("speaker")

@@ -110,6 +110,24 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
     assert path.read_text() == "good" and list(tmp_path.iterdir()) == [path]
 
 
+def test_a_save_that_fails_leaves_the_last_good_model(
+    folder: Path, tiny_config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = outputs(load_model(folder))
+
+    def full(*arguments: object, **more: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("speech_mtl.checkpoint.describe", full)  # the last to be written
+    other = tiny_model(tiny_config)
+    with torch.no_grad():
+        next(iter(other.parameters())).add_(1)
+    with pytest.raises(OSError, match="No space left"):
+        save_model(other, folder, "# other\n")
+    assert torch.equal(outputs(load_model(folder)), before) and (folder / "README.md").read_text() == "# card\n"
+    assert not list(folder.glob(".*"))
+
+
 def test_weights_are_not_pickled(folder: Path) -> None:
     save_file(load_file(folder / "model.safetensors"), folder / "again.safetensors")
     assert not [path for path in folder.iterdir() if path.suffix in {".pt", ".bin", ".pkl"}]

@@ -96,6 +96,7 @@ def test_package_names_are_the_functions_whichever_import_comes_first() -> None:
         (["transcribe", "a.wav", "--format", "docx"], "--format docx; accepted: txt, json"),
         (["transcribe", "a.wav", "b.wav", "--format", "srt"], "give --out DIR"),
         (["transcribe", "a.wav", "b/a.wav", "--out", "x"], "same name"),
+        (["transcribe", "a b.wav", "x/a_b.wav", "--format", "rttm"], "two recordings would both be 'a_b' in one rttm"),
         (["transcribe", "-", "--format", "html"], "give a file"),
         (["transcribe", "a.wav", "--threshold", "2"], "less than or equal to 1"),
         (["transcribe", "a.wav", "--device", "abacus"], "--device abacus"), (["verify", "a.wav"], "Missing argument"),
@@ -120,6 +121,9 @@ def test_wrong_calls_end_with_2(arguments: list[str], message: str) -> None:
 def test_errors_are_one_line_without_traceback(place: Path, model: Path) -> None:
     (place / "half").mkdir()
     (place / "half" / "config.json").write_text((model / "config.json").read_text())
+    for name, content in {"list": b"[]", "bare": b'{"format": 1}', "bytes": b'{"\xff": 1}'}.items():
+        (place / name).mkdir()
+        (place / name / "config.json").write_bytes(content)
     other = save_tiny(place / "other", seed=1)
     assert call("enroll", "ann", place / "0.wav", "--model", other).exit_code == 0
     cases: list[tuple[list[object], str]] = [
@@ -127,6 +131,9 @@ def test_errors_are_one_line_without_traceback(place: Path, model: Path) -> None
         (["transcribe", place / "0.wav", "-m", place], "is not a model folder: config.json is missing"),
         (["transcribe", place / "0.wav", "-m", place / "half"], "is not complete: model.safetensors is missing"),
         (["transcribe", place / "0.wav", "-m", model], "belongs to another model"),
+        (["transcribe", place / "0.wav", "-m", place / "list"], "config.json: holds list; expected an object"),
+        (["transcribe", place / "0.wav", "-m", place / "bare"], "config.json: 'files' is None; expected an object"),
+        (["transcribe", place / "0.wav", "-m", place / "bytes"], "config.json: not valid JSON: 'utf-8' codec"),
         (["inspect", place / "none.jsonl.gz"], "none.jsonl.gz does not exist"),
         (["evaluate", model, place / "none.jsonl.gz"], "none.jsonl.gz does not exist"),
         (["prepare", "fsdd"], "no source given"),
@@ -262,7 +269,11 @@ def test_a_voice_of_a_transcript_gets_its_name(place: Path, model: Path) -> None
     assert again["speakers"][0]["score"] > 0.99
     other = save_tiny(place / "other", seed=1)
     (place / "broken.json").write_text("{}")
+    short = json.loads(said.stdout)
+    short["speakers"][0]["embedding"] = [0.1, 0.2]
+    (place / "short.json").write_text(json.dumps(short))
     for arguments, message in (
+        ([place / "short.json", "unknown 1", "bob", "-m", model], "embedding of 'unknown 1' is no list of 16 numbers"),
         ([place / "result.json", "unknown 7", "bob", "-m", model], "no voice 'unknown 7'; its voices: unknown 1"),
         ([place / "result.json", "unknown 1", "bob", "-m", other, "--db", place / "o.db"], "made by another model"),
         ([place / "broken.json", "unknown 1", "bob", "-m", model], "KeyError: 'fingerprint'; expected one result"),

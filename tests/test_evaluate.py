@@ -6,14 +6,16 @@ import json
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
-from conftest import make_corpus, tiny_model
-from lhotse import CutSet
+from conftest import RATE, make_corpus, tiny_model
+from lhotse import CutSet, Recording
 
 from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.config import Config, parse_config
-from speech_mtl.data import DataError, read_cuts
+from speech_mtl.data import DataError, describe_cut, read_cuts
 from speech_mtl.evaluate import enroll_references, evaluate, evaluate_rows, fit_speakers, headline, read_rows, summarize
 
 
@@ -45,6 +47,28 @@ def test_evaluation_writes_a_row_an_utterance(tiny_config: Config, corpus: dict[
     assert summary["asr"]["words"] == sum(len(row["asr"]["ref"].split()) for row in rows)
     right = sum(row["speaker"]["hyp"] == row["speaker"]["ref"] for row in rows)
     assert summary["speaker"]["accuracy"] == pytest.approx(right / len(rows), abs=1e-6)
+
+
+def test_an_evaluation_that_is_stopped_leaves_the_last_one(
+    tiny_config: Config, corpus: dict[str, str], tmp_path: Path
+) -> None:
+    evaluate(tiny_model(tiny_config), [corpus["dev"]], tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+
+    def stop(row: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tiny_model(tiny_config), [corpus["train"]], tmp_path, on_row=stop)
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_what_is_not_the_file_as_it_is_is_marked(tiny_config: Config, corpus: dict[str, str], tmp_path: Path) -> None:
+    plain = next(iter(read_cuts([corpus["dev"]])))
+    assert "altered" not in describe_cut(plain) and describe_cut(plain.perturb_speed(1.1))["altered"]
+    assert describe_cut(plain.mix(plain))["altered"]
+    soundfile.write(tmp_path / "two.wav", np.zeros((RATE, 2)), RATE)
+    assert describe_cut(Recording.from_file(tmp_path / "two.wav").to_cut().with_channels([1]))["altered"]
 
 
 def test_a_task_without_labels_is_absent(tiny_config: Config, tmp_path: Path) -> None:

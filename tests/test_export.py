@@ -243,6 +243,24 @@ def test_check_fails_where_the_outputs_differ(own: tuple[Path, Path], corpus: di
     assert found.failures() == []
     found.export.counts = [{**counts, "insertions": counts["insertions"] + 1} for counts in found.export.counts]
     assert ["points above the model's; accepted: 0.5" in line for line in found.failures()] == [True]
+    found.least_cosine = 0.9
+    assert "embeddings: least cosine 0.900; accepted: 0.99 or more" in found.failures()
+
+
+def test_check_fails_where_an_output_is_no_number(
+    own: tuple[Path, Path], corpus: dict[str, str], tmp_path: Path
+) -> None:
+    from speech_mtl.export_parity import compare
+
+    model = load_model(own[0])
+    with torch.no_grad():
+        model.get_parameter("encoder.blocks.1.norm_out.bias")[0] = float("nan")
+    save_model(model, tmp_path / "nan", "card")
+    found = compare(tmp_path / "nan", own[1], [corpus["dev"]])
+    assert found.differences["asr.log_probs"] == float("inf") and found.least_cosine == -1
+    assert len(found.failures()) >= 2
+    found.precision = "int8"
+    assert "asr.log_probs: not a number" in found.failures()
 
 
 def test_an_export_is_calibrated_as_itself(own: tuple[Path, Path], tmp_path: Path) -> None:

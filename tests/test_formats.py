@@ -166,7 +166,7 @@ def test_html_holds_the_sound_and_every_word_by_voice_and_loads_nothing(result: 
     assert [(start, text) for _, start, _, text in buttons] == [
         ("0.25", "hello"), ("0.7", "&lt;&#34;there&#34;&gt;"), ("5.0", "yes"), ("5.4", "no"), ("6.5", "well"),
     ]  # fmt: skip
-    assert [style.strip() for style, *_ in buttons] == ["c0", "c0 unsure", "c1", "unknown", "c1"]
+    assert [style.strip() for style, *_ in buttons] == ["c0", "c0 unsure", "c1", "nobody unknown", "c1"]
     assert re.findall(r'<input type="checkbox" checked value="([^"]*)">', page) == ["Ann Lee", "bob", "unknown"]
     assert re.findall(r'data-voice="([^"]*)"', page) == ["Ann Lee", "bob", "unknown", "bob"]
     assert "score 0.83" in page and "clipped: a little" in page

@@ -115,6 +115,12 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "activation": (change_json(*ENCODER, hidden_act="gelu"), "hidden_act is 'gelu'; accepted: 'silu'"),
     "type of an option": (change_json(*ENCODER, hidden_size="32"), "hidden_size is '32'; accepted: a value like 1024"),
     "key heads": (change_json(*ENCODER, num_key_value_heads=2), "num_key_value_heads is 2; accepted: 4"),
+    "no width": (change_json(*ENCODER, hidden_size=0), "accepted: multiples of hidden_size 0"),
+    "list of shards": (
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": ["a"]}'),
+        "weight_map is ['a']; expected tensor: file",
+    ),
+    "bytes": (lambda folder: (folder / "config.json").write_bytes(b'{"\xff": 1}'), "config.json: not valid JSON"),
     "inner width": (
         change_json(*ENCODER, intermediate_size=50),
         "intermediate_size is 50; accepted: multiples of hidden_size 32",

@@ -14,7 +14,7 @@ import pytest
 import soundfile
 
 from speech_mtl.metrics import equal_error_rate, error_rates, min_dcf, word_errors
-from speech_mtl.report import terminal_markdown, write_report
+from speech_mtl.report import figures, terminal_markdown, write_report
 from speech_mtl.report.collect import Tally, align, by_duration, by_speaker, collect, confusion
 from speech_mtl.report.demo import write_demo_page
 
@@ -202,6 +202,31 @@ def test_perfect_scores_have_no_det_curve_and_many_speakers_no_matrix(tmp_path: 
     assert "5 more speakers" in page
 
 
+def test_the_det_curve_is_in_sight_whatever_the_error_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(figures, "svg", lambda figure, name: figure)
+    for shift, least, most in ((7.3, 0.00001, 0.0005), (2.0, 0.1, 0.2), (-1.0, 0.6, 0.8), (-3.0, 0.9, 0.99)):
+        target, other = rng.normal(shift, 1, 9000), rng.normal(0, 1, 60000)
+        eer, _ = equal_error_rate(np.concatenate([target, other]), np.arange(69000) < 9000)
+        assert least < eer < most
+        [axes] = figures.det_curve(target, other).axes  # type: ignore[attr-defined]
+        curve, _, dot = axes.get_lines()
+        (low, high), x = axes.get_xlim(), curve.get_xdata()
+        assert low < dot.get_xdata()[0] < high and ((low < x) & (x < high)).sum() > 1
+        assert len(axes.get_xticks()) > 2
+
+
+def test_a_slow_model_is_called_slow_and_changed_sound_is_not_shown(tmp_path: Path, audio: Path) -> None:
+    rows = [make_row(i, audio, SPEAKERS) | {"altered": True} for i in range(4)]
+    folder = write_eval(tmp_path / "slow", rows)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["cost"]["rtf"] = 2.0
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = write_report(folder).read_text("utf-8")
+    assert "2.0 ×</b><small>slower than the sound plays" in page
+    assert "The figure is left out: what was recognised is not the file as it is" in page
+
+
 def test_a_broken_line_is_named(tmp_path: Path, audio: Path) -> None:
     folder = write_eval(tmp_path / "broken", [make_row(0, audio, SPEAKERS)])
     with open(folder / "utterances.jsonl", "a") as file:
@@ -241,6 +266,7 @@ def transcription(with_truth: bool) -> dict[str, Any]:
         {"start_s": 9.5, "end_s": 10.7, "speaker": "Béla", "score": 0.71, "words": words,
          "text": f"hello {DANGEROUS} 世界"},
         {"start_s": 11.0, "end_s": 12.5, "speaker": "unknown", "score": 0.2, "text": "", "words": []},
+        {"start_s": 12.5, "end_s": 12.9, "speaker": "unknown 1", "score": 0.2, "text": "", "words": []},
     ]  # fmt: skip
     result: dict[str, Any] = {"audio": "folder/tone.wav", "duration_s": 13.0, "segments": segments}
     if with_truth:
@@ -254,6 +280,7 @@ def test_demo_page_stands_alone_and_leaves_out_what_is_unknown(tmp_path: Path, a
     page = write_demo_page(transcription(with_truth), audio, tmp_path / "demo.html").read_text("utf-8")
     assert loads_of(page) == [] and page.count("<script") == 1 and "alert(1)&lt;/script&gt;" in page
     assert 'src="data:audio/wav;base64,' in page and page.count("data:image/png;base64,") == 2
+    assert "named speakers<b>1</b>" in page and 'class="voice c2 unknown">unknown 1' in page
     assert page.count('data-start="9.9"') == 2  # once under the picture, once in the transcript
     assert ("12.50 %" in page, "50.00 %" in page, "✗ in truth Ann" in page) == (with_truth,) * 3
 

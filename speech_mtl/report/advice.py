@@ -116,26 +116,35 @@ def _settings_that_do(c: Comparison, joint: Arm) -> list[Advice]:
 def _controls(c: Comparison) -> list[Advice]:
     """What of a gain is left when another task's labels mean nothing."""
     joint = c.joint
+    if joint is None:
+        return []
     told = []
     for control in [arm for arm in c.arms if arm.group == "control" and arm.name.startswith("permuted ")]:
         permuted = control.name.removeprefix("permuted ")
         for task in c.tasks:
-            gained = joint.verdict(c.home, task) if joint else None
+            gained = joint.verdict(c.home, task)
             kept = control.verdict(c.home, task)
             if task == permuted or gained is None or kept is None or gained.verdict != "helps":
                 continue
             if not gained.difference or kept.difference is None:
                 continue
-            share = kept.difference / gained.difference
-            figures = (f"joint: difference {points(gained.difference)} points ({gained.verdict})",
+            figures = (f"{joint.name}: difference {points(gained.difference)} points ({gained.verdict})",
                        f"{control.name}: difference {points(kept.difference)} points, {c.interval} {span(kept)} "
-                       f"({kept.verdict})", f"share of the gain kept: {100 * share:.0f} %")  # fmt: skip
-            told.append(Advice(_control_words(task, permuted, share, kept), figures, "together"))
+                       f"({kept.verdict})",
+                       f"share of the gain kept: {100 * kept.difference / gained.difference:.0f} %")  # fmt: skip
+            told.append(Advice(_control_words(task, permuted, gained.difference, kept), figures, "together"))
     return told
 
 
-def _control_words(task: str, permuted: str, share: float, kept: Verdict) -> str:
-    if share >= KEPT_GAIN:
+def _control_words(task: str, permuted: str, gained: float, kept: Verdict) -> str:
+    """By the interval of what the control keeps of the gain: 'explained' and 'not explained' both need all of it."""
+    least, most = (end if end is None else end / gained for end in (kept.high, kept.low))
+    if least is None or most is None or least < KEPT_GAIN <= most:
+        return (
+            f"Whether the control explains the gain for {task} is undecided: with the {permuted} labels shuffled both "
+            "less than half of it and at least half of it may be left."
+        )
+    if least >= KEPT_GAIN:
         return (
             f"The gain for {task} is explained by the control: with the {permuted} labels shuffled at least half of it "
             f"is still there. It is an effect of training with a second loss, not of what the {permuted} labels say."
@@ -176,30 +185,34 @@ def _untouched(c: Comparison, arm: Arm, task: str) -> bool:
 
 
 def _as_good(c: Comparison, arm: Arm, joint: Arm, task: str) -> bool:
-    """By the means, within the margin, and not against the verdicts of the two."""
+    """By the means, within the margin and the spreads over seeds, and not against the verdicts of the two."""
     mine, theirs = arm.error(c.home, task), joint.error(c.home, task)
     if mine is None or theirs is None or mine > theirs + max(theirs * c.margin, c.margin_points / 100):
         return False
-    verdict = arm.verdict(c.home, task)
-    other = joint.verdict(c.home, task)
-    return not (verdict and verdict.verdict == "harms" and (other is None or other.verdict != "harms"))
+    spreads = [one.score(c.home, task).std for one in (arm, joint)]
+    if None not in spreads and mine - theirs > sum(spread for spread in spreads if spread is not None):
+        return False
+    verdicts = [found and found.verdict for found in (arm.verdict(c.home, task), joint.verdict(c.home, task))]
+    if mine > theirs and verdicts[1] == "helps" != verdicts[0]:
+        return False
+    return not (verdicts[0] == "harms" != verdicts[1])
 
 
 def _alternative_words(arm: Arm, joint: Arm, task: str) -> str:
     means = "by the means over seeds (the two were not tested against one another)"
     if arm.name.startswith("frozen"):
         return (
-            f"A frozen recogniser with a head for {task} ({arm.name}) is as good as {joint.name} for {task}, {means}; "
-            "it leaves what it is built on as it was."
+            f"A frozen recogniser with a head for {task} ({arm.name}) comes within the margin of {joint.name} for "
+            f"{task}, {means}; it leaves what it is built on as it was."
         )
     if arm.group == "small":
         return (
-            f"A smaller model for {task} alone ({arm.name}) is as good as {joint.name} for {task}, {means}; where this "
-            "holds for every task, small models apart do what one shared does."
+            f"A smaller model for {task} alone ({arm.name}) comes within the margin of {joint.name} for {task}, "
+            f"{means}; where this holds for every task, small models apart do what one shared does."
         )
     return (
-        f"Transfer ({arm.name}) is as good as {joint.name} for {task}, {means}: starting from the other task's "
-        "encoder does what learning both at once does."
+        f"Transfer ({arm.name}) comes within the margin of {joint.name} for {task}, {means}: starting from the other "
+        "task's encoder may do what learning both at once does."
     )
 
 

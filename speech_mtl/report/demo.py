@@ -23,8 +23,8 @@ import numpy as np
 from speech_mtl.report.collect import align
 from speech_mtl.report.figures import free_lane, mel_decibels, read_audio
 from speech_mtl.report.page import environment
-from speech_mtl.report.player import UNKNOWN, VOICES_CSS, data_uri, embedded_sound, voice_colors
-from speech_mtl.speakers import is_right
+from speech_mtl.report.player import VOICES_CSS, data_uri, embedded_sound, voice_colors
+from speech_mtl.speakers import UNKNOWN, is_right
 
 STRIP_S = 10.0
 """Seconds of sound in one line of the page, as bars stand in a score."""

@@ -21,7 +21,7 @@ STAND_INS |= {color: f"--s{i}" for i, color in enumerate(SERIES)}
 
 MELS = 80
 FREQUENCY_TICKS_HZ = (250, 500, 1000, 2000, 4000, 8000)
-DET_TICKS = (0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4)
+DET_TICKS = (0.00001, 0.0001, 0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
 DET_RANGE = (0.0005, 0.6)
 
 
@@ -46,7 +46,10 @@ def score_histogram(target: np.ndarray, other: np.ndarray, threshold: float | No
 
 
 def det_curve(target: np.ndarray, other: np.ndarray) -> str:
-    """False acceptances against false rejections on normal-deviate axes; needs trials of both kinds."""
+    """False acceptances against false rejections on normal-deviate axes; needs trials of both kinds, and errors.
+
+    The axes reach from 0.05 to 60 %, and further where the EER is close to their ends or beyond.
+    """
     from scipy.stats import norm
 
     from speech_mtl.metrics import det_points, equal_error_rate
@@ -58,13 +61,14 @@ def det_curve(target: np.ndarray, other: np.ndarray) -> str:
     figure, axes = _figure(4.4, 4.2)
     rates = (norm.ppf(np.clip(rate, 1e-9, 1 - 1e-9)) for rate in (acceptance, rejection))
     axes.plot(*rates, color=ACCENT, linewidth=1.8)
-    corner = norm.ppf(np.array(DET_RANGE))
+    low, high = min(DET_RANGE[0], eer / 4), max(DET_RANGE[1], (1 + eer) / 2 if eer > DET_RANGE[1] / 2 else 0)
+    corner = norm.ppf(np.array([low, high]))
     axes.plot(corner, corner, color=MUTED, linestyle=":", linewidth=1)
-    if DET_RANGE[0] <= eer <= DET_RANGE[1]:
-        place = norm.ppf(eer)
-        axes.plot(place, place, "o", color=INK, markersize=5)
-        axes.annotate(f"EER {100 * eer:.2f} %", (place, place), (8, 4), textcoords="offset points", color=INK)
-    ticks, labels = norm.ppf(np.array(DET_TICKS)), [f"{100 * tick:g}" for tick in DET_TICKS]
+    place = norm.ppf(eer)
+    axes.plot(place, place, "o", color=INK, markersize=5)
+    axes.annotate(f"EER {100 * eer:.2g} %", (place, place), (8, 4), textcoords="offset points", color=INK)
+    shown = [tick for tick in DET_TICKS if low <= tick <= high]
+    ticks, labels = norm.ppf(np.array(shown)), [f"{100 * tick:g}" for tick in shown]
     axes.set(xlim=corner, ylim=corner, aspect="equal", xticks=ticks, yticks=ticks)
     axes.set_xticklabels(labels)
     axes.set_yticklabels(labels)

@@ -35,6 +35,7 @@ from speech_mtl.report.collect import (
     word_error_count,
     worst,
 )  # fmt: skip
+from speech_mtl.speakers import is_unknown
 
 TABLE_LIMIT = 40
 
@@ -45,9 +46,15 @@ def environment() -> Environment:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    env.filters |= {"percent": percent, "number": number}
+    env.filters |= {"percent": percent, "number": number, "times": _times}
+    env.tests["unknown"] = is_unknown
     env.globals |= {"marks": MARKS}
     return env
+
+
+def _times(rtf: float) -> str:
+    """How many times as fast as the sound plays, or as slow."""
+    return f"{max(rtf, 1 / rtf):.{0 if rtf < 0.1 else 1}f}"
 
 
 def render_html(evidence: Evidence, eval_dir: Path) -> str:
@@ -98,9 +105,8 @@ def _score_figures(evidence: Evidence, name: str, scores: dict[str, Any]) -> dic
         return {"histogram": None, "det": None, "targets": 0}
     target, other = np.array(trials.target), np.array(trials.other)
     histogram = figures.score_histogram(target, other, scores.get("eer_threshold"))
-    # separated without error, the curve would lie outside its axes
-    det = Markup(figures.det_curve(target, other)) if scores.get("eer") else None
-    return {"histogram": Markup(histogram), "det": det, "targets": len(target)}
+    det = figures.det_curve(target, other) if scores.get("eer") else None  # without an error there is no curve
+    return {"histogram": Markup(histogram), "det": Markup(det) if det else None, "targets": len(target)}
 
 
 def _speaker(evidence: Evidence, row: dict[str, Any]) -> str | None:
@@ -114,10 +120,13 @@ def _example(evidence: Evidence, eval_dir: Path) -> dict[str, Any] | None:
         return None
     recognised = row.get(evidence.first("asr") or "", {})
     example = {"row": row, "asr": recognised, "speaker": row.get(evidence.first("speaker") or "", {})}
+    if row.get("altered"):
+        reason = "what was recognised is not the file as it is, but mixed, changed, or one of its channels"
+        return example | {"figure": None, "reason": reason}
     try:
         samples, rate = figures.read_audio(Path(row["audio"]), row["start_s"], row["duration_s"])
     except (OSError, RuntimeError) as error:
-        return example | {"figure": None, "reason": str(error)}
+        return example | {"figure": None, "reason": f"the sound cannot be read: {error}"}
     return example | {"figure": Markup(figures.spectrogram(samples, rate, recognised.get("words", [])))}
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 import numpy as np
 from markupsafe import Markup
 
-UNKNOWN = "unknown"
+from speech_mtl.speakers import UNKNOWN, is_unknown
+
 COLORS = 8
 WAV_LIMIT_S = 120
 """Longer sound is embedded as MP3, a tenth of the size."""
@@ -17,8 +18,8 @@ VOICES_CSS = Markup("\n".join(f".c{i} {{ --voice: var(--s{i}) }}" for i in range
 
 
 def voice_colors(names: Iterable[str]) -> dict[str, int | None]:
-    """Each name's colour, in the order given; 'unknown', which has no colour of its own, comes last."""
-    ordered = sorted(dict.fromkeys(names), key=lambda name: name == UNKNOWN)
+    """Each name's colour, in the order given, strangers last; 'unknown' without a number has no colour of its own."""
+    ordered = sorted(dict.fromkeys(names), key=is_unknown)
     return {name: None if name == UNKNOWN else i % COLORS for i, name in enumerate(ordered)}
 
 

@@ -13,7 +13,8 @@ import numpy as np
 
 from speech_mtl.audio import AudioError, open_sound
 from speech_mtl.report.page import environment
-from speech_mtl.report.player import UNKNOWN, VOICES_CSS, embedded_sound, voice_colors
+from speech_mtl.report.player import VOICES_CSS, embedded_sound, voice_colors
+from speech_mtl.speakers import is_unknown
 
 SOUND_HZ = 16000
 """Of the page's sound, whatever the recording's: enough for speech, and MP3 has it."""
@@ -30,7 +31,7 @@ def transcript_page(result: dict[str, Any]) -> str:
         name=Path(result["audio"]).name,
         sound=embedded_sound(_sound(result["audio"]), SOUND_HZ),
         colors=voice_colors(names) if names != [NOBODY] else {NOBODY: 0},
-        voices=[_voice(name, turns) for name in sorted(names, key=lambda name: name == UNKNOWN)],
+        voices=[_voice(name, turns) for name in sorted(names, key=is_unknown)],
         turns=turns,
         css=VOICES_CSS,
     )  # fmt: skip
