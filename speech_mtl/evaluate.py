@@ -93,9 +93,9 @@ def fit_speakers(
 ) -> None:  # fmt: skip
     """Refit the speaker task's projection and voices on the first training utterances of every speaker.
 
-    They are heard at every speed of the training, at most `utterances` of them at each. Where the head is trained on
-    stretches, two stretches of every utterance take part beside the whole. A corpus counts by its share; without
-    shares all speakers count alike.
+    They are heard at every speed of the training, at most `utterances` of them at each, as they are and through another
+    channel. Where the head is trained on stretches, two stretches of every utterance take part beside the whole. A
+    corpus counts by its share; without shares all speakers count alike.
     """
     for name, task in model.tasks.items():
         if not isinstance(task, Speaker):
@@ -117,13 +117,21 @@ def fit_speakers(
                 for batch in source(model, CutSet.from_cuts(at_all_speeds(chosen, model.config.augment.speeds))):
                     if not batch.cuts:
                         continue
-                    heard = model.up_to_head(name, trunk_frames(model, batch))
-                    views = [heard, task.crop(heard), task.crop(heard)] if task.crop_S else [heard]
+                    shared = trunk_frames(model, batch)
+                    heards = [model.up_to_head(name, shared)]
+                    if model.config.features.normalize == "corpus":  # by the utterance, a channel would leave no trace
+                        mel_BTF = model.features.through_channels(shared.mel_BTF, shared.mel_lengths_B)
+                        heards.append(model.up_to_head(name, model.shared(mel_BTF, shared.mel_lengths_B)))
+                    views = [view for heard in heards for view in (heard, *_stretches(task, heard))]
                     features += [task(frames)["features"].cpu() for frames in views]
                     speakers += len(views) * [label_of(cut, "speaker") or "" for cut in batch.cuts]
                     numbers += len(views) * len(batch.cuts) * [number]
             if features:  # a frozen head's speakers may be none of these: it stays as it is
                 task.fit(torch.cat(features), speakers, numbers, shares)
+
+
+def _stretches(task: Speaker, heard: Frames) -> list[Frames]:
+    return [task.crop(heard), task.crop(heard)] if task.crop_S else []
 
 
 def speaker_task(model: SpeechModel) -> str:

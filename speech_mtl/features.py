@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,6 +18,8 @@ from speech_mtl.config import AugmentConfig, FeatureConfig
 from speech_mtl.torchaudio_pair import torchaudio
 
 LOG_FLOOR = 2.0**-24
+CHANNEL_HZ, CHANNEL_STEP_DB = (0, 150, 400, 1000, 2500, 5000, 8000), 2.5
+"""Of drawn microphones and rooms: where their gain is drawn, and the deviation of its steps from one to the next."""
 
 
 def frame_mask(lengths_B: Tensor, size: int) -> Tensor:
@@ -114,6 +117,19 @@ class LogMel(nn.Module):
         frames_TF = torch.cat(log_mels)
         self.mean_F.copy_(frames_TF.mean(0))
         self.scale_F.copy_(frames_TF.std(0).clamp(min=0.1))
+
+    def through_channels(self, mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+        """Features, normalised by a corpus, as they would be had each utterance passed another microphone and room.
+
+        Each has a filter of its own: the gain at CHANNEL_HZ is a random walk around 0 dB, and straight between.
+        """
+        steps_BH = CHANNEL_STEP_DB * np.log(10) / 10 * torch.randn(len(mel_BTF), len(CHANNEL_HZ)).cumsum(1).numpy()
+        bins_K = np.linspace(0, self.config.sample_rate / 2, len(self.filters_KF))
+        filters_KF = self.filters_KF.cpu().numpy()
+        centres_F = bins_K @ filters_KF / np.maximum(filters_KF.sum(0), 1e-9)
+        gains_BF = [np.interp(centres_F, CHANNEL_HZ, step_H - step_H.mean()) for step_H in steps_BH]
+        shift_BF = torch.from_numpy(np.array(gains_BF).reshape(-1, self.config.n_mels)).to(mel_BTF) / self.scale_F
+        return (mel_BTF + shift_BF[:, None]) * frame_mask(lengths_B, mel_BTF.size(1))[..., None]
 
 
 class SpecAugment(nn.Module):

@@ -121,7 +121,10 @@ def test_unreadable_recordings_become_rows(tiny_config: Config, tmp_path: Path) 
 def test_the_speaker_analysis_hears_every_corpus_at_every_speed(
     corpus: dict[str, str], tiny_config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of each of three speakers six utterances, from the first corpus as far as it has them, at both speeds."""
+    """Of each of three speakers six utterances, from the first corpus as far as it has them, at both speeds.
+
+    Each is heard as it is and through another channel, which features normalised by the utterance do not tell.
+    """
     model = tiny_model(tiny_config)
     seen: list[tuple[torch.Tensor, list[str], list[int], list[float] | None]] = []
     monkeypatch.setattr(model.task("speaker"), "fit", lambda *given: seen.append(given))
@@ -129,11 +132,14 @@ def test_the_speaker_analysis_hears_every_corpus_at_every_speed(
     (features_NP, speakers, numbers, shares), *_ = seen
     assert shares is None
     at_both = {f"{name}{speed}" for name in ("ann", "bob", "cid") for speed in ("", "@0.9")}
-    assert Counter(speakers) == dict.fromkeys(at_both, 6) and len(features_NP) == len(numbers) == 36
+    assert Counter(speakers) == dict.fromkeys(at_both, 12) and len(features_NP) == len(numbers) == 72
     assert set(numbers) == {0}  # the first corpus has enough
     fit_speakers(model, [read_cuts([corpus["dev"]]), read_cuts([corpus["train"]])], [3.0, 1.0], utterances=18)
     assert seen[1][3] == [3.0, 1.0]
-    assert Counter(seen[1][2]) == {0: 3 * 4 * 2, 1: 3 * 2 * 2}
+    assert Counter(seen[1][2]) == {0: 3 * 4 * 2 * 2, 1: 3 * 2 * 2 * 2}
+    model.config.features.normalize = "utterance"
+    fit_speakers(model, [read_cuts([corpus["train"]])], utterances=18)
+    assert Counter(seen[2][1]) == dict.fromkeys(at_both, 6)
     slow = [i for i, name in enumerate(speakers) if name == "ann@0.9"]
     usual = [i for i, name in enumerate(speakers) if name == "ann"]
     assert not torch.allclose(features_NP[slow].mean(0), features_NP[usual].mean(0), atol=1e-3)

@@ -66,6 +66,20 @@ def test_level_shifts_every_bin_alike() -> None:
     torch.testing.assert_close(difference, torch.full_like(difference, 2 * np.log(2)), atol=2e-3, rtol=0)
 
 
+def test_another_channel_filters_every_utterance_in_its_own_way() -> None:
+    features = LogMel(FeatureConfig())
+    audio_BN = 0.1 * torch.randn(3, 16000)
+    features.measure([features.log_mel(audio_BN, torch.tensor([16000] * 3))[0][0]])
+    mel_BTF, lengths_B = features(audio_BN, torch.tensor([16000, 16000, 8000]))
+    moved_BTF = features.through_channels(mel_BTF, lengths_B)
+    gains_BTF = (moved_BTF - mel_BTF) * features.scale_F * 10 / np.log(10)
+    assert torch.allclose(gains_BTF[:2, :1], gains_BTF[:2], atol=1e-3) and not moved_BTF[2, 50:].any()
+    gains_BF = gains_BTF[:, 0]
+    assert not torch.allclose(gains_BF[0], gains_BF[1], atol=0.5) and 1 < gains_BF.std() < 15
+    assert gains_BF.diff(dim=1).abs().max() < 4  # smooth
+    assert features.through_channels(mel_BTF[:0], lengths_B[:0]).shape == (0, 100, 80)
+
+
 def test_spec_augment_masks_within_its_limits() -> None:
     torch.manual_seed(0)
     config = AugmentConfig(time_masks=1, time_mask_frames=50, freq_masks=1, freq_mask_bins=8)
