@@ -208,7 +208,8 @@ def _samples(cut: Cut) -> np.ndarray:
     try:
         return cut.resample(SAMPLE_RATE).load_audio().mean(axis=0)
     except Exception as error:  # lhotse raises many kinds, over many lines
-        path = cut.recording.sources[0].source if cut.has_recording else "no recording"
+        recording = getattr(cut, "recording", None)
+        path = recording.sources[0].source if recording else "its sound"
         why = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}" if str(error).strip() else repr(error)
         raise PrepareError(f"cut '{cut.id}': {path} cannot be read: {why[:300]}") from None
 
