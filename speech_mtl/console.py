@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from speech_mtl.config import Config
-from speech_mtl.data import Inventory
+from speech_mtl.inventory import Inventory
 
 METRICS = "metrics.jsonl"
 

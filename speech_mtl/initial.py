@@ -6,7 +6,8 @@ from collections import Counter
 
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import Config, ConfigError
-from speech_mtl.data import DataError, Inventory, SpeechDataset, check_labels, read_cuts, take_inventory, usable
+from speech_mtl.data import DataError, SpeechDataset, read_cuts, usable
+from speech_mtl.inventory import Inventory, check_labels, take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer

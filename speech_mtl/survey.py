@@ -17,8 +17,9 @@ from lhotse.cut import Cut
 
 from speech_mtl.config import ROW_FIELDS, Config, parse_config
 from speech_mtl.cuts import label_names
-from speech_mtl.data import Inventory, read_cuts, take_inventory, usable
+from speech_mtl.data import read_cuts, usable
 from speech_mtl.decode import frames_needed
+from speech_mtl.inventory import Inventory, take_inventory
 from speech_mtl.tasks import FIELDS, label_of
 from speech_mtl.text import Tokenizer, normalize
 

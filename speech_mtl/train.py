@@ -31,7 +31,6 @@ from speech_mtl.console import METRICS, TrainingConsole
 from speech_mtl.data import (
     Batch,
     DataError,
-    Inventory,
     batches,
     length_batches,
     read_cuts,
@@ -48,6 +47,7 @@ from speech_mtl.evaluate import (
     task_kinds,
 )
 from speech_mtl.initial import prepare_model
+from speech_mtl.inventory import Inventory
 from speech_mtl.mixture import corpus_shares, training_corpora, training_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.sharing import SharedGradients, Targets

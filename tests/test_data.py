@@ -14,9 +14,10 @@ from lhotse import CutSet, Recording
 from lhotse.cut import MixedCut
 
 from speech_mtl.config import Config, parse_config
-from speech_mtl.data import Batch, DataError, Manifest, SpeechDataset, batches, read_cuts, take_inventory
+from speech_mtl.data import Batch, DataError, Manifest, SpeechDataset, batches, read_cuts
 from speech_mtl.evaluate import fit_speakers
 from speech_mtl.initial import prepare_model
+from speech_mtl.inventory import take_inventory
 from speech_mtl.mixture import training_corpora
 from speech_mtl.tasks import label_of
 

@@ -16,8 +16,9 @@ from lhotse.cut import Cut
 
 from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.cuts import MatchedLengths, StrungTogether, voice_of, with_labels
-from speech_mtl.data import DataError, Manifest, SpeechDataset, batches, read_cuts, take_inventory
+from speech_mtl.data import DataError, Manifest, SpeechDataset, batches, read_cuts
 from speech_mtl.initial import prepare_model
+from speech_mtl.inventory import take_inventory
 from speech_mtl.mixture import apportion, corpus_shares, read_training, training_corpora, training_cuts
 from speech_mtl.survey import disjoint_tasks, label_groups, length_auc, survey
 from speech_mtl.tasks import label_of

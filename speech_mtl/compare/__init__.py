@@ -20,7 +20,7 @@ from speech_mtl.compare.arms import Plan, plan_arms
 from speech_mtl.compare.evidence import collect
 from speech_mtl.compare.runs import make_runs, run_all
 from speech_mtl.config import Config, ConfigError, parse_config
-from speech_mtl.data import check_labels, take_inventory
+from speech_mtl.inventory import check_labels, take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.recipe import override_values
 from speech_mtl.report.compare import write_comparison

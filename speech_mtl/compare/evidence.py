@@ -20,8 +20,9 @@ from speech_mtl.compare.representations import block_vectors, linear_cka, probe_
 from speech_mtl.compare.runs import Run, test_sets
 from speech_mtl.config import Config
 from speech_mtl.console import METRICS
-from speech_mtl.data import DataError, take_inventory
+from speech_mtl.data import DataError
 from speech_mtl.evaluate import Row, headline, read_rows
+from speech_mtl.inventory import take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.statistics import Comparison, delta_m, eer_bootstrap, mcnemar, paired_wer_bootstrap, utterances_needed
 from speech_mtl.statistics import verdict as verdict_of

@@ -1,0 +1,81 @@
+"""What training data hold: the labels for the model to build from, and whether every task has something to learn."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from lhotse.cut import Cut
+
+from speech_mtl.config import Config
+from speech_mtl.cuts import label_names
+from speech_mtl.data import DataError, usable
+from speech_mtl.tasks import label_of
+from speech_mtl.tasks.speaker import VECTORS
+
+
+@dataclass
+class Inventory:
+    """What a pass over the cuts found: the labels for the model to build from, and figures for a person to read."""
+
+    utterances: int = 0
+    duration_s: float = 0.0
+    texts: list[str] = field(default_factory=list)
+    classes: dict[str, Counter[str]] = field(default_factory=dict)
+    taught: int = 0  # utterances with a teacher's vector, where a task learns from it
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def labels(self) -> dict[str, list[str]]:
+        return {task: sorted(counts) for task, counts in self.classes.items()}
+
+
+def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
+    """Read all the cuts once and collect every task's labels."""
+    names = {task: name for task, name in label_names(config).items() if config.tasks[task].type != "asr"}
+    taught = {task.embedding_dim for task in config.tasks.values() if task.type == "speaker" and task.teacher}
+    found = Inventory(classes={task: Counter() for task in names})
+    for cut in cuts:
+        if reason := usable(cut, config.data):
+            found.left_out[reason] += 1
+            continue
+        found.utterances += 1
+        found.duration_s += cut.duration
+        if (text := label_of(cut, "text")) is not None:
+            found.texts.append(text)
+        for task, name in names.items():
+            if (label := label_of(cut, name)) is not None:
+                found.classes[task][label] += 1
+        for size in taught:
+            found.taught += _is_taught(cut, size)
+    return found
+
+
+def _is_taught(cut: Cut, size: int) -> bool:
+    """Whether the cut has a teacher's vector. Raises DataError for one of another size."""
+    found = {len(vector) for s in cut.supervisions for vector in (s.custom or {}).get(VECTORS, {}).values()}
+    if wrong := found - {size}:
+        raise DataError(
+            f"cut '{cut.id}': the teacher's vector has {min(wrong)} numbers, and the embedding {size}; "
+            f"set embedding_dim = {min(wrong)} for the speaker task"
+        )
+    return bool(found)
+
+
+def check_labels(inventory: Inventory, config: Config) -> None:
+    """Raises DataError where a task of the config has nothing to learn from."""
+    if not inventory.utterances:
+        raise DataError(f"no usable training utterance in {', '.join(config.data.train)}: {dict(inventory.left_out)}")
+    for name, task in config.tasks.items():
+        if task.type == "asr":
+            if not inventory.texts and not config.trunk.frozen:
+                raise DataError(f"task '{name}': no training utterance has a text")
+            continue
+        if task.type == "speaker" and task.teacher and not inventory.taught:
+            raise DataError(
+                f"task '{name}': teacher = {task.teacher:g}, and no training utterance has a teacher's vector; "
+                "`speech-mtl teach` writes them"
+            )
+        if len(inventory.classes[name]) < 2:
+            found = list(inventory.classes[name]) or "none"
+            raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
