@@ -21,7 +21,8 @@ METRICS = "metrics.jsonl"
 class TrainingConsole:
     """A context manager around the training loop; on processes other than the first it shows and writes nothing."""
 
-    def __init__(self, config: Config, inventory: Inventory, out: Path, active: bool):
+    def __init__(self, config: Config, inventory: Inventory, out: Path, active: bool, smooth: dict[str, float]):
+        """`smooth`: the tasks' losses as shown, those of a run that goes on; kept up to date here."""
         self.config, self.inventory, self.folder, self.active = config, inventory, out / "training", active
         self.console = Console(stderr=True, quiet=not active, soft_wrap=True)
         columns = (
@@ -35,7 +36,7 @@ class TrainingConsole:
             *(TextColumn(c) if isinstance(c, str) else c for c in columns), console=self.console,
             disable=not active or not self.console.is_terminal,
         )  # fmt: skip
-        self.smooth: dict[str, float] = {}
+        self.smooth = smooth
         self.steps = 0
         self.task: TaskID | None = None
 

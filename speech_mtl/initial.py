@@ -131,8 +131,12 @@ def start_from(model: SpeechModel, other: SpeechModel, folder: str) -> None:
     # matrices only: a counter fits anywhere
     if not any(name.startswith(("encoder.blocks", "branches.")) and value.dim() > 1 for name, value in taken.items()):
         raise CheckpointError(f"{folder}: none of its encoder's weights fits this config's encoder")
-    if lacking := [name for name in own if frozen and name.startswith(frozen) and name not in taken]:
-        raise CheckpointError(f"trunk.frozen: {folder} has nothing that fits {lacking[0]}")
+    untrained = model.config.frozen_parts()
+    if lacking := [name for name in own if untrained and name.startswith(untrained) and name not in taken]:
+        raise CheckpointError(
+            f"{'trunk.frozen' if frozen else 'train.freeze'}: {folder} has nothing that fits {lacking[0]}, and nothing "
+            "would train it"
+        )
     model.load_state_dict(own | taken)
 
 

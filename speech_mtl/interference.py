@@ -112,8 +112,8 @@ def drop_records_after(folder: Path, step: int) -> None:
 def agreement(records: list[dict[str, Any]], bins: int = 10) -> list[dict[str, Any]]:
     """The figures of every pair of tasks, per block and over `bins` stretches of time; None where not measurable.
 
-    `records` may be of several runs of one arm (seeds). rho_low and rho_high are a jackknife's 95 % interval over the
-    measurements (Efron & Tibshirani 1993).
+    `records` may be of several runs of one arm (seeds). rho_low and rho_high are Student's 95 % interval with
+    the jackknife's standard error, rho_error, over the `measurements` (Efron & Tibshirani 1993).
     """
     found = []
     names = sorted({task for record in records for task in record["tasks"]}, key=_first_seen(records))
@@ -146,14 +146,16 @@ def _pair(records: list[dict[str, Any]], a: str, b: str, bins: int) -> dict[str,
     size = np.sqrt(whole[..., [0, 1], [0, 1]].mean(0)) * np.abs(scales).mean(0)  # (blocks, 2)
     step = np.array([record["lr"] for record in records])[:, None]
     losses = np.array([[record["losses"][record["tasks"].index(t)] for t in (a, b)] for record in records])
-    rho, low, high = rho_interval(grams)
+    rho, error = jackknife(grams)
+    reach = _reach(len(records)) * error
     return {
         "epochs": [round(float(epochs[s].mean()), 3) for s in stretches],
         "cosine": _rows([cosine[s].mean(0) for s in stretches]),
         "rho": _rows([noise_corrected(grams[s]) for s in stretches]),
         "conflict_frequency": _list((cosine < 0).mean(0)),
         "magnitude_similarity": _list(2 * size.prod(1) / (size**2).sum(1).clip(1e-30)),
-        "rho_mean": _list(rho), "rho_low": _list(low), "rho_high": _list(high),
+        "rho_mean": _list(rho), "rho_low": _list(rho - reach), "rho_high": _list(rho + reach),
+        "rho_error": _list(error), "measurements": len(records),
         "affinity": {
             f"{a} -> {b}": _list((step * whole[..., 0, 1] / losses[:, 1:]).mean(0)),
             f"{b} -> {a}": _list((step * whole[..., 0, 1] / losses[:, :1]).mean(0)),
@@ -182,30 +184,49 @@ def noise_corrected(grams: np.ndarray) -> np.ndarray:
     return np.where(positive & (np.abs(rho) <= LARGEST_RHO), rho, np.nan)
 
 
-def rho_interval(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """rho (blocks,) and its jackknife 95 % interval; NaN where not measurable or from one measurement."""
+def jackknife(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """rho (blocks,) and its jackknife standard error; NaN where not measurable, or the error of fewer than 3."""
     rho = noise_corrected(grams)
     if len(grams) < 3:
-        return rho, np.full_like(rho, np.nan), np.full_like(rho, np.nan)
+        return rho, np.full_like(rho, np.nan)
     without = np.stack([noise_corrected(np.delete(grams, i, axis=0)) for i in range(len(grams))])
-    error = np.sqrt((len(grams) - 1) / len(grams) * ((without - without.mean(0)) ** 2).sum(0))
-    return rho, rho - 1.96 * error, rho + 1.96 * error
+    return rho, np.sqrt((len(grams) - 1) / len(grams) * ((without - without.mean(0)) ** 2).sum(0))
 
 
-def propose_branch(pairs: list[dict[str, Any]]) -> tuple[int, str]:
-    """(branch point, why): sharing ends below the lowest block where some pair of tasks conflicts beyond doubt."""
+def _reach(measurements: int, comparisons: int = 1) -> float:
+    """Standard errors to either side in which all of so many intervals hold together with 95 % (Bonferroni)."""
+    from scipy.stats import t as students_t
+
+    return float(students_t.ppf(1 - 0.025 / comparisons, max(measurements - 1, 1)))
+
+
+def propose_branch(pairs: list[dict[str, Any]]) -> tuple[int, str] | None:
+    """(branch point, why): sharing ends below the lowest block where some pair of tasks conflicts beyond doubt.
+
+    With so many blocks and pairs one seems to conflict by chance: all of them together are held to 95 %. None where no
+    block could be measured.
+    """
     blocks = [block for block in pairs[0]["blocks"] if block != "subsampling"]
-    for block in blocks:
-        for pair in pairs:
-            i = pair["blocks"].index(block)
-            high = pair["rho_high"][i]
-            if high is not None and high < 0:
+    places = {block: [(pair, pair["blocks"].index(block)) for pair in pairs] for block in blocks}
+    measured = {
+        block: [(pair, i) for pair, i in own if pair["rho_mean"][i] is not None and pair["rho_error"][i] is not None]
+        for block, own in places.items()
+    }
+    if not (comparisons := sum(map(len, measured.values()))):
+        return None
+    for block, own in measured.items():
+        for pair, i in own:
+            high = pair["rho_mean"][i] + _reach(pair["measurements"], comparisons) * pair["rho_error"][i]
+            if high < 0:
                 tasks = " and ".join(pair["tasks"])
                 return int(block) - 1, (
                     f"block {block} is the lowest where {tasks} conflict beyond doubt: noise-corrected cosine "
                     f"{pair['rho_mean'][i]:+.2f}, at most {high:+.2f}"
                 )
-    return len(blocks), "in no shared block is the noise-corrected cosine below zero beyond doubt"
+    why = "in no shared block is the noise-corrected cosine below zero beyond doubt"
+    if unknown := [block for block in blocks if len(measured[block]) < len(places[block])]:
+        why += f"; not measurable for all tasks: block {', '.join(unknown)}"
+    return len(blocks), why
 
 
 def _list(values: np.ndarray) -> list[float | None]:

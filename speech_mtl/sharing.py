@@ -63,6 +63,8 @@ class SharedGradients:
     ) -> tuple[Tensor, Tensor]:
         """Add one step's gradients up in the weights' `.grad`; returns (mean losses (K,), tasks with a label (K,)).
 
+        The weighting method is told the losses of the tasks that enter the trunk.
+
         The K tasks are those of `names`; the others' losses reach no weight that is trained. `scales`: each task's
         factor where its gradient enters the trunk; `augment`: with SpecAugment and company.
         """
@@ -71,6 +73,7 @@ class SharedGradients:
         counts = [[t[name]["mask"].sum().item() for name in self.names] for t in targets]
         counts_K = accelerator.reduce(torch.tensor(counts, device=device).sum(0), "sum")
         present_K = counts_K.cpu() > 0
+        entering_K = present_K & torch.tensor([scales[name] != 0 for name in self.names])  # a probe changes no trunk
         gram_KK = torch.zeros(K, K, dtype=torch.float64, device=device)
         losses_K = torch.zeros(K, device=device)
         held: list[tuple[list[Tensor], list[list[Tensor]]]] = []
@@ -99,12 +102,13 @@ class SharedGradients:
             if self.weighting.needs_gram:
                 gram_KK += gram(arriving) if any(arriving) else 0  # the weights wait for the whole step's
             else:
-                self._into_trunk(held, self.weighting.weights(None, present_K), last)
+                self._into_trunk(held, self.weighting.weights(None, entering_K), last)
         if self.weighting.needs_gram:
             gram_KK = accelerator.reduce(gram_KK, "sum").cpu() / processes**2
-            enters_K = torch.tensor([scales[name] != 0 for name in self.names])
-            self._into_trunk(held, self.weighting.weights(gram_KK, present_K & enters_K), True)
-        return (accelerator.reduce(losses_K, "sum") / processes).cpu(), present_K
+            self._into_trunk(held, self.weighting.weights(gram_KK, entering_K), True)
+        losses_K = (accelerator.reduce(losses_K, "sum") / processes).cpu()
+        self.weighting.after_step(losses_K, entering_K)
+        return losses_K, present_K
 
     def _trunk_frames(self, batch: Batch, augment: bool, last: bool) -> Frames:
         """The trunk's frames of a batch; without a graph where it is frozen, read where they are kept."""

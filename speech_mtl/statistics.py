@@ -2,7 +2,7 @@
 
 In: what two arms did on the same test utterances, from one training run each or from several (a leading axis of seeds).
 Out: a `Comparison`: the difference in error, arm A minus arm B, so below 0 A is better; its interval; p; in words what
-was tested. `verdict` turns the interval and a margin set beforehand into one of four words.
+was tested. verdicts.py turns the interval and a margin set beforehand into one of four words.
 
 The resampling is Bisani & Ney's (ICASSP 2004): both arms on the same drawn utterances, whole speakers at a time. The
 interval is Student's with the bootstrap's standard error, for plain percentiles are too narrow with ten speakers or
@@ -21,16 +21,14 @@ Dimensions: R resamples, J training runs (seeds), U utterances, G blocks, C refe
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
 
 from speech_mtl.metrics import equal_error_rate
-
-Verdict = Literal["helps", "no worse", "harms", "undecided"]
 
 FEWEST_SPEAKERS = 10  # with fewer, a variance between speakers is a guess: draw utterances within each speaker
 CELLS_AT_ONCE = 100_000  # resamples x trials held together: an array of them fits a processor cache, 5 times as fast
@@ -73,32 +71,40 @@ def paired_wer_bootstrap(
     errors_a_JU, errors_b_JU = _runs("errors_a", errors_a), _runs("errors_b", errors_b)
     _check_lengths(len(words_U), errors_a=errors_a_JU.shape[1], errors_b=errors_b_JU.shape[1], speakers=len(speakers))
     _check_settings(confidence, resamples)
-    total = float(words_U.sum())
-    if total == 0:
+    if not words_U.sum():
         raise ValueError(f"words: 0 words in {len(words_U)} utterances; an error rate needs at least one")
+    found = _error_rate_bootstrap(errors_a_JU, errors_b_JU, words_U, speakers, resamples, confidence, seed)
+    return replace(found, test=f"paired bootstrap of the word error rate over {found.test}")
 
-    block_of_U, stratum_of_G, drawn = _blocks(speakers)
-    differences_G = np.bincount(block_of_U, errors_a_JU.mean(0) - errors_b_JU.mean(0))
-    words_G = np.bincount(block_of_U, words_U)
-    difference = float(differences_G.sum() / total)
 
-    replicates = []
-    for weights_RG in _draws(stratum_of_G, resamples, seed, per_resample=len(words_G)):
-        drawn_words_R = weights_RG @ words_G
-        some = drawn_words_R > 0  # a draw of silent utterances only has no rate
-        replicates.append((weights_RG[some] @ differences_G) / drawn_words_R[some])
-    differing_G = np.abs(differences_G) > 1e-9  # sums of thirds leave rounding errors
-    lump = _one_more_block(differences_G - difference * words_G, differing_G) / total**2
-    low, high, p, share = _student(
-        difference,
-        (float(np.var(np.concatenate(replicates))) + lump, _freedom(stratum_of_G)),
-        (_training_noise(errors_a_JU.sum(1) / total), _training_noise(errors_b_JU.sum(1) / total)),
-        int(differing_G.sum()),
-        confidence,
-    )
-    test = f"paired bootstrap of the word error rate over {drawn}, {resamples} resamples"
-    test = f"{test}; {_noise_in_words(len(errors_a_JU), len(errors_b_JU))}"
-    return Comparison(difference, low, high, p, test, len(words_U), len(words_G), share)
+def paired_accuracy(
+    correct_a: Any,
+    correct_b: Any,
+    speakers: Sequence[Any] | np.ndarray,
+    *,
+    resamples: int = 2000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Comparison:
+    """Difference in the share of wrong utterances, each of which is right or wrong as a whole.
+
+    correct_*: (U,) or (J, U) of True/False or 1/0. speakers: (U,) names. Whole speakers are drawn, as in
+    `paired_wer_bootstrap`: whether somebody's gender or name is found hangs on the voice, and utterances of ten
+    speakers that count as independent make an interval that misses the truth a quarter of the time. With fewer than 10
+    speakers it is `mcnemar`, and answers for these speakers only. Raises ValueError as these do.
+    """
+    speaker_names = {str(name) for name in speakers}
+    if len(speaker_names) < FEWEST_SPEAKERS or len(speaker_names) == len(speakers):
+        return mcnemar(correct_a, correct_b, confidence=confidence)
+    wrong_a_JU = 1 - _only_0_and_1("correct_a", _runs("correct_a", correct_a))
+    wrong_b_JU = 1 - _only_0_and_1("correct_b", _runs("correct_b", correct_b))
+    utterances = wrong_a_JU.shape[1]
+    _check_lengths(utterances, correct_b=wrong_b_JU.shape[1], speakers=len(speakers))
+    _check_settings(confidence, resamples)
+    ones_U = np.ones(utterances)
+    found = _error_rate_bootstrap(wrong_a_JU, wrong_b_JU, ones_U, speakers, resamples, confidence, seed)
+    test = f"paired bootstrap of the error rate over {found.test}"
+    return replace(found, low=max(found.low, -1.0), high=min(found.high, 1.0), test=test)
 
 
 def mcnemar(correct_a: Any, correct_b: Any, *, confidence: float = 0.95) -> Comparison:
@@ -200,71 +206,33 @@ def eer_bootstrap(
     return Comparison(difference, max(low, -1.0), min(high, 1.0), p, test, utterances, blocks, share)
 
 
-def verdict(difference: float, low: float, high: float, margin: float) -> Verdict:
-    """One of four words for an arm against its reference; difference = error of the arm - error of the reference.
+def _error_rate_bootstrap(
+    errors_a_JU: np.ndarray, errors_b_JU: np.ndarray, words_U: np.ndarray, speakers: Sequence[Any] | np.ndarray,
+    resamples: int, confidence: float, seed: int,
+) -> Comparison:  # fmt: skip
+    """See `paired_wer_bootstrap`; `test` says what was drawn."""
+    total = float(words_U.sum())
+    block_of_U, stratum_of_G, drawn = _blocks(speakers)
+    differences_G = np.bincount(block_of_U, errors_a_JU.mean(0) - errors_b_JU.mean(0))
+    words_G = np.bincount(block_of_U, words_U)
+    difference = float(differences_G.sum() / total)
 
-    With low <= difference <= high and margin >= 0, the largest loss that was declared not to matter beforehand:
-    - 'helps': high < 0, the whole interval is on the better side;
-    - 'no worse': 0 <= high <= margin, any loss is within the margin (non-inferiority, ICH E9 section 3.3.2);
-    - 'harms': low > 0 and high > margin, a loss is certain and may exceed the margin;
-    - 'undecided': low <= 0 and high > margin.
-    The first two and the last two part at high = 0 and low = 0, the pairs at high = margin: every interval has one.
-    Raises ValueError for NaN, ends in the wrong order, or a margin that is negative or infinite.
-    """
-    for name, value in {"difference": difference, "low": low, "high": high, "margin": margin}.items():
-        if not math.isfinite(value):
-            raise ValueError(f"{name}: {value}; a finite number is needed")
-    if not low <= difference <= high:
-        raise ValueError(f"difference {difference} outside its interval {low} to {high}")
-    if margin < 0:
-        raise ValueError(f"margin: {margin}; 0 or more is accepted")
-    if high < 0:
-        return "helps"
-    if high <= margin:
-        return "no worse"
-    return "harms" if low > 0 else "undecided"
-
-
-def utterances_needed(
-    low: float, high: float, difference: float, margin: float, utterances: int, *, training_share: float = 0.0
-) -> int | None:
-    """How many test utterances would decide an 'undecided' interval, if the difference stayed what it is.
-
-    The variance falls as 1 / n, so both sides of the interval shrink as 1 / sqrt(n); of it the part training_share
-    (see `Comparison`) stays, which only more training runs lower. None where the interval is decided already, and
-    where no number of utterances decides: the difference is exactly at an edge, or training noise alone is too wide.
-    Raises ValueError as `verdict` does, and for utterances < 1 or a training_share outside 0..1.
-    """
-    if utterances < 1:
-        raise ValueError(f"utterances: {utterances}; at least 1 is needed")
-    if not 0 <= training_share <= 1:
-        raise ValueError(f"training_share: {training_share}; a share from 0 to 1 is accepted")
-    if verdict(difference, low, high, margin) != "undecided":
-        return None
-    counts = []  # undecided means low <= 0 and margin < high: shrink until high <= margin, or until low > 0
-    if difference < margin:
-        counts.append(utterances * _times_the_data((margin - difference) / (high - difference), training_share))
-    if difference > 0:  # the next number above, for low must pass 0
-        count = utterances * _times_the_data(difference / (difference - low), training_share)
-        counts.append(math.floor(count) + 1 if math.isfinite(count) else math.inf)
-    fewest = min(counts, default=math.inf)
-    return math.ceil(fewest) if math.isfinite(fewest) else None
-
-
-def delta_m(errors: Mapping[str, float], reference_errors: Mapping[str, float]) -> float | None:
-    """Mean relative gain over the tasks, (reference - error) / reference (Maninis et al., CVPR 2019, arXiv 1904.08918).
-
-    One error a task by name, lower is better; above 0 is better than the single-task references, 0.1 is 10 percent.
-    Never to be read alone: one task with a tiny reference rules the mean. None where a reference is 0.
-    Raises ValueError where the tasks differ, none is given, or an error is negative or not finite.
-    """
-    if not errors or set(errors) != set(reference_errors):
-        raise ValueError(f"errors of tasks {sorted(errors)}, references of {sorted(reference_errors)}; both must match")
-    for name in errors:
-        _numbers(f"error of task '{name}'", [errors[name], reference_errors[name]], dims=(1,))
-    if any(reference_errors[name] == 0 for name in errors):
-        return None
-    return sum(1 - errors[name] / reference_errors[name] for name in errors) / len(errors)
+    replicates = []
+    for weights_RG in _draws(stratum_of_G, resamples, seed, per_resample=len(words_G)):
+        drawn_words_R = weights_RG @ words_G
+        some = drawn_words_R > 0  # a draw of silent utterances only has no rate
+        replicates.append((weights_RG[some] @ differences_G) / drawn_words_R[some])
+    differing_G = np.abs(differences_G) > 1e-9  # sums of thirds leave rounding errors
+    lump = _one_more_block(differences_G - difference * words_G, differing_G) / total**2
+    low, high, p, share = _student(
+        difference,
+        (float(np.var(np.concatenate(replicates))) + lump, _freedom(stratum_of_G)),
+        (_training_noise(errors_a_JU.sum(1) / total), _training_noise(errors_b_JU.sum(1) / total)),
+        int(differing_G.sum()),
+        confidence,
+    )
+    test = f"{drawn}, {resamples} resamples; {_noise_in_words(len(errors_a_JU), len(errors_b_JU))}"
+    return Comparison(difference, low, high, p, test, len(words_U), len(words_G), share)
 
 
 def _blocks(speakers: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, np.ndarray, str]:
@@ -272,7 +240,8 @@ def _blocks(speakers: Sequence[Any] | np.ndarray) -> tuple[np.ndarray, np.ndarra
     names, speaker_of_U = np.unique(np.array([str(name) for name in speakers]), return_inverse=True)
     utterances = len(speaker_of_U)
     if len(names) >= FEWEST_SPEAKERS:
-        return speaker_of_U, np.zeros(len(names), dtype=int), f"{len(names)} speakers"
+        drawn = "speakers" if len(names) < utterances else "utterances"  # whose speakers are not known
+        return speaker_of_U, np.zeros(len(names), dtype=int), f"{len(names)} {drawn}"
     if np.bincount(speaker_of_U).min() > 1:
         return np.arange(utterances), speaker_of_U, f"{utterances} utterances within each of {len(names)} speakers"
     return np.arange(utterances), np.zeros(utterances, dtype=int), f"{utterances} utterances"
@@ -384,12 +353,6 @@ def _equal_error_rates(scores_N: np.ndarray, is_target_N: np.ndarray, weights_RN
     gap_R, next_gap_R = gap_RN[rows, after_R - 1], gap_RN[rows, after_R]
     rate_R, next_R = accepted_RN[rows, after_R - 1], accepted_RN[rows, after_R]
     return rate_R + gap_R / (gap_R - next_gap_R) * (next_R - rate_R)
-
-
-def _times_the_data(scale: float, training_share: float) -> float:
-    """By how much the data must grow for the interval to shrink to `scale` of its width; inf where none suffices."""
-    shrinking = scale**2 - training_share
-    return (1 - training_share) / shrinking if shrinking > 0 else math.inf
 
 
 def _numbers(name: str, values: Any, dims: tuple[int, ...], signed: bool = False) -> np.ndarray:

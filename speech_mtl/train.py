@@ -122,6 +122,7 @@ class Trainer:
         self.best = self.start_wer = math.inf
         self.kept: dict[str, frame_cache.FrameCache] = {}
         self.elapsed_s = 0.0
+        self.shown_losses: dict[str, float] = {}
         self.interrupted = False
         self.failed: dict[str, str] = {}
 
@@ -129,7 +130,9 @@ class Trainer:
         """Train to the end; the best model is in `out`."""
         config = self.config.train
         with (
-            TrainingConsole(self.config, self.inventory, self.out, self.accelerator.is_main_process) as console,
+            TrainingConsole(
+                self.config, self.inventory, self.out, self.accelerator.is_main_process, self.shown_losses
+            ) as console,
             _signals(self),
         ):
             if self.accelerator.is_main_process and len(self.kinds) > 1 and not self.step:
@@ -195,7 +198,7 @@ class Trainer:
             yield group
 
     def _step(self, group: list[Batch]) -> dict[str, float]:
-        """One optimizer step on the accumulated batches; returns every task's mean loss."""
+        """One optimizer step on the accumulated batches; returns the mean loss of every task with a label in it."""
         for batch in group:
             self.failed.update(batch.failed)
             if not batch.cuts:
@@ -218,11 +221,11 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.average.update()
-        self.weighting.after_step(losses_K, present_K)
         self.step += 1
         self.batches_done += len(group)
         self.consumed += int(self.accelerator.reduce(consumed, "sum").item())
-        return dict(zip(self.gradients.names, losses_K.tolist(), strict=True))
+        losses = zip(self.gradients.names, losses_K.tolist(), present_K.tolist(), strict=True)
+        return {name: loss for name, loss, present in losses if present}
 
     def _measure_interference(self, batch: Batch, targets: Targets) -> None:
         started = time.perf_counter()
@@ -322,6 +325,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(), "weighting": self.weighting.state_dict(), "rngs": rngs,
             "place": [self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s],
             "averaged": self.average.updates, "start_wer": self.start_wer, "cuda_rngs": cuda_rngs,
+            "shown": self.shown_losses,
         }  # fmt: skip
         folder = self.out / "training"
         folder.mkdir(parents=True, exist_ok=True)
@@ -351,6 +355,7 @@ class Trainer:
         for model, weights in ((self.raw_model, state["model"]), (self.average.module, state["average"])):
             model.load_state_dict(model.state_dict() | weights)
         self.average.updates, self.start_wer = state["averaged"], state["start_wer"]
+        self.shown_losses |= state.get("shown", {})
         self.optimizer.load_state_dict(state["optimizer"])
         self.weighting.load_state_dict(state["weighting"])
         self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s = state["place"]

@@ -76,6 +76,27 @@ def test_the_trunk_gets_the_weighted_sum_and_heads_their_own(
         )
 
 
+@pytest.mark.parametrize("method", ["fixed", "dwa", "famo", "pcgrad"])
+def test_a_probe_changes_no_trunk(corpus: dict[str, str], tmp_path: Path, method: str) -> None:
+    """Two epochs and more, after which DWA looks at what the losses did; the probe's head learns all the same."""
+    trunks = []
+    for probe in (False, True):
+        config = config_of(corpus, train={"weighting": method})
+        values = config.model_dump()
+        values["tasks"]["gender"]["weight"] = 0.0
+        if not probe:
+            del values["tasks"]["gender"]
+        trainer = Trainer(parse_config(values, "test"), tmp_path / f"{method}{probe}")
+        group = [batch_of(config, corpus, 0, 12)]
+        before = trainer.raw_model.tasks["gender"].linear.weight.clone() if probe else None
+        for _ in range(4):
+            trainer._step(group)
+            trainer.weighting.after_epoch()
+        trunks.append({n: w.clone() for n, w in trainer.raw_model.named_parameters() if n.startswith("encoder.")})
+        assert before is None or not torch.equal(before, trainer.raw_model.tasks["gender"].linear.weight)
+    assert all(torch.equal(trunks[0][name], trunks[1][name]) for name in trunks[0])
+
+
 def test_a_branch_point_of_zero_shares_nothing(corpus: dict[str, str], tmp_path: Path) -> None:
     config = config_of(corpus, tasks={name: {"branch": 0} for name in ("asr", "speaker", "gender")})
     model = Trainer(config, tmp_path / "unused").raw_model

@@ -16,13 +16,12 @@ from speech_mtl.statistics import (
     _draws,
     _equal_error_rates,
     _tango,
-    delta_m,
     eer_bootstrap,
     mcnemar,
+    paired_accuracy,
     paired_wer_bootstrap,
-    utterances_needed,
-    verdict,
 )
+from speech_mtl.verdicts import delta_m, utterances_needed, verdict
 
 
 def word_errors(rng: np.random.Generator, runs: int, noise: float, rate: float = 0.15) -> tuple[np.ndarray, ...]:
@@ -284,6 +283,13 @@ def null_names(rng: np.random.Generator, runs: int, noise: float) -> Comparison:
     return mcnemar(a == 0, b == 0)
 
 
+def null_genders(rng: np.random.Generator, runs: int, noise: float) -> Comparison:
+    """A whole speaker is right or wrong in an arm: utterances that count as independent call 28 % different."""
+    speakers = np.repeat(np.arange(10), 13)
+    a, b = (rng.random((runs, 10)) > 0.2 for _ in "ab")
+    return paired_accuracy(a[:, speakers], b[:, speakers], speakers, resamples=200)
+
+
 def null_voices(rng: np.random.Generator, runs: int, noise: float) -> Comparison:
     a, b, is_target, speakers = voice_scores(rng, runs)
     return eer_bootstrap(a + noise * rng.normal(size=(runs, 1, 1)) * is_target, b, is_target, speakers, resamples=100)
@@ -292,13 +298,25 @@ def null_voices(rng: np.random.Generator, runs: int, noise: float) -> Comparison
 @pytest.mark.parametrize(
     ("simulate", "runs", "noise"),
     [(null_words, 1, 0.0), (null_words, 3, 0.5), (null_rare_errors, 1, 0.0), (null_names, 1, 0.0),
-     (null_names, 3, 0.5), (null_voices, 2, 0.3)],
+     (null_names, 3, 0.5), (null_genders, 1, 0.0), (null_genders, 3, 0.0), (null_voices, 2, 0.3)],
 )  # fmt: skip
 def test_arms_alike_are_called_different_no_more_often_than_stated(simulate, runs: int, noise: float) -> None:
     rng = np.random.default_rng(8)
     results = [simulate(rng, runs, noise) for _ in range(200)]
     called = [verdict(r.difference, r.low, r.high, margin=0.0) in ("helps", "harms") for r in results]
     assert sum(called) <= stats.binom.ppf(0.99, 200, 0.05)  # 18: a true share of 5 % passes in 99 of 100
+
+
+def test_one_speaker_of_ten_decides_nothing() -> None:
+    right, speakers = np.ones(130), np.repeat(np.arange(10), 13)
+    worse = right * (speakers > 0)
+    assert mcnemar(worse, right).low > 0  # all 13 of one speaker
+    found = paired_accuracy(worse, right, speakers)
+    assert found.difference == pytest.approx(0.1) and found.low <= 0 < found.high and "10 speakers" in found.test
+    few = paired_accuracy(worse, right, speakers.clip(max=8))
+    assert few == mcnemar(worse, right)
+    alone = paired_accuracy(worse, right, np.arange(130))
+    assert alone == mcnemar(worse, right)
 
 
 def test_a_real_difference_is_found_in_spite_of_training_noise() -> None:

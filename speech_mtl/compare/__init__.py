@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from speech_mtl.checkpoint import write_atomically
-from speech_mtl.compare.arms import Plan, plan_arms
+from speech_mtl.compare.arms import Plan, encoder_stacks, encoder_weights, plan_arms
 from speech_mtl.compare.evidence import collect
 from speech_mtl.compare.runs import make_runs, run_all
 from speech_mtl.config import Config, ConfigError, parse_config
@@ -81,22 +81,16 @@ def describe(plan: Plan, console: Console) -> None:
 def encoder_cost(config: Config) -> tuple[int, float]:
     """Parameters of the trunk and the tasks' own blocks, and their operations for a second of audio."""
     import torch
-    from torch import nn
     from torch.utils.flop_counter import FlopCounterMode
-
-    from speech_mtl.encoder import Conformer
 
     mels, seconds = config.features.n_mels, 10
     frames = seconds * config.features.sample_rate // config.features.hop_samples
     encoder = config.encoder
-    parts = [(0, config.trunk_depth())] + [(config.branch_point(n), config.depth(n)) for n in config.tasks]
-    stacks = [(first, Conformer(encoder, mels, first, last)) for first, last in parts if first < last]
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        for first, stack in stacks:
+        for first, stack in encoder_stacks(config):
             size = (1, frames // encoder.subsampling, encoder.d_model) if first else (1, frames, mels)
             stack.eval()(torch.zeros(size), torch.tensor([size[1]]))
-    parameters = sum(p.numel() for p in nn.ModuleList(stack for _, stack in stacks).parameters())
-    return parameters, counter.get_total_flops() / seconds
+    return encoder_weights(config), counter.get_total_flops() / seconds
 
 
 def _commit() -> str | None:

@@ -8,12 +8,16 @@ same labelled utterances for the tasks they train.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import permutations
-from typing import Any
+from typing import TYPE_CHECKING
 
 from speech_mtl.config import Config, ConfigError, DataConfig, parse_config
+from speech_mtl.cuts import label_names
 from speech_mtl.recipe import override_values
+
+if TYPE_CHECKING:
+    from speech_mtl.encoder import Conformer
 
 SAME_DATA = ("train", "shares", "temperature", "min_utterance_s", "max_utterance_s", "dev", "dev_enroll")
 """What of the data section all arms must have in common."""
@@ -52,10 +56,13 @@ class Plan:
     def config_of(self, arm: Arm, seed: int, start_folder: str = "") -> Config:
         """The arm's recipe. Raises ConfigError for an override that does not fit.
 
-        An arm of another width starts anew, since nothing of train.init fits it.
+        An arm of another width starts anew, since nothing of train.init fits it. A task alone has weight 1 where it is
+        a probe or an adversary in the recipe: with those weights nobody would train its encoder.
         """
         values = self.config.model_dump()
         values["tasks"] = {name: values["tasks"][name] for name in arm.tasks}
+        if len(arm.tasks) == 1 and values["tasks"][arm.tasks[0]]["weight"] <= 0:
+            values["tasks"][arm.tasks[0]]["weight"] = 1.0
         absent = [f"{part}.{n}." for n in self.config.tasks if n not in arm.tasks for part in ("tasks", "branches")]
         freeze = [part for part in values["train"]["freeze"] if not part.startswith(tuple(absent))]
         values["train"] |= {"seed": seed, "freeze": freeze}
@@ -91,15 +98,16 @@ def plan_arms(config: Config) -> Plan:
     frozen = f'train.freeze=["encoder", "tasks.{first}."]'
     title = f"heads of {', '.join(rest)} on the frozen encoder of {first} alone"
     name = f"frozen {first} + {' + '.join(rest)}"
-    shared = tuple(f"tasks.{n}.branch={config.encoder.n_blocks}" for n in names)
+    # the blocks that the first task alone lacks are trained: they are the others' own
+    shared = tuple(f"tasks.{n}.branch={config.depth(first)}" for n in names)
     plan.add(Arm(name, title, "transfer", everything, (frozen, *shared), start_from=_alone(first)))
+    labels = label_names(config)
     for name in rest:
-        label = "speaker" if config.tasks[name].type == "speaker" else config.tasks[name].label or name
         title = f"joint, the labels of {name} shuffled among the utterances"
         untaught = (f"tasks.{name}.teacher=0",) if config.tasks[name].teacher else ()
-        overrides = (*untaught, f'data.permute=["{label}"]')
+        overrides = (*untaught, f'data.permute=["{labels[name]}"]')
         plan.add(Arm(f"permuted {name}", title, "control", everything, overrides))
-    width = _small_width(config)
+    width = _small_width(plan)
     for name in names:
         title = f"{name} alone, so small that the {len(names)} of them have the joint model's size"
         plan.add(Arm(f"small {name}", title, "small", (name,), (f"encoder.d_model={width}",)))
@@ -122,7 +130,7 @@ def plan_arms(config: Config) -> Plan:
     for method in config.compare.methods:
         plan.add(Arm(
             method, f"weighting by {method}", "method", everything,
-            (f'train.weighting="{method}"', *(f"tasks.{n}.weight=1.0" for n in names)),
+            (f'train.weighting="{method}"', *(f"tasks.{n}.weight=1.0" for n in names if config.tasks[n].weight > 0)),
             branch=_common_branch(config),
         ))  # fmt: skip
     for name, own in config.compare.arms.items():
@@ -161,25 +169,32 @@ def _common_branch(config: Config) -> int | None:
     return points.pop() if len(points) == 1 else None
 
 
-def _small_width(config: Config) -> int:
-    """The widest d_model at which as many single models as there are tasks have no more weights than the joint one."""
-    target = encoder_weights(config, config.encoder.d_model)
-    step = 2 * config.encoder.n_heads
-    fitting = [
-        width
-        for width in range(step, config.encoder.d_model + 1, step)
-        if len(config.tasks) * encoder_weights(config, width) <= target
-    ]
-    return max(fitting, default=step)
+def _small_width(plan: Plan) -> int:
+    """The widest d_model at which the single models together have no more encoder weights than the joint one."""
+    config = plan.config
+    target, step = encoder_weights(config), 2 * config.encoder.n_heads
+    widths = range(step, config.encoder.d_model + 1, step)
+    alone = [Arm(name, name, "small", (name,)) for name in config.tasks]
+
+    def apart(width: int) -> int:
+        own = (replace(arm, overrides=(f"encoder.d_model={width}",)) for arm in alone)
+        return sum(encoder_weights(plan.config_of(arm, config.train.seed)) for arm in own)
+
+    return max((width for width in widths if apart(width) <= target), default=step)
 
 
-def encoder_weights(config: Config, width: int) -> int:
-    """The number of weights of a whole encoder of this width."""
-    import torch
-
+def encoder_stacks(config: Config) -> list[tuple[int, Conformer]]:
+    """The trunk and the tasks' own blocks, each with the number of blocks that it follows."""
     from speech_mtl.encoder import Conformer
 
-    values: dict[str, Any] = config.encoder.model_dump() | {"d_model": width}
+    parts = [(0, config.trunk_depth())] + [(config.branch_point(n), config.depth(n)) for n in config.tasks]
+    mels = config.features.n_mels
+    return [(first, Conformer(config.encoder, mels, first, last)) for first, last in parts if first < last]
+
+
+def encoder_weights(config: Config) -> int:
+    """How many weights these have."""
+    import torch
+
     with torch.device("meta"):
-        encoder = Conformer(type(config.encoder).model_validate(values), config.features.n_mels)
-    return sum(weight.numel() for weight in encoder.parameters())
+        return sum(weight.numel() for _, stack in encoder_stacks(config) for weight in stack.parameters())

@@ -24,8 +24,9 @@ from speech_mtl.data import DataError
 from speech_mtl.evaluate import Row, headline, read_rows
 from speech_mtl.inventory import take_inventory
 from speech_mtl.mixture import read_training
-from speech_mtl.statistics import Comparison, delta_m, eer_bootstrap, mcnemar, paired_wer_bootstrap, utterances_needed
-from speech_mtl.statistics import verdict as verdict_of
+from speech_mtl.statistics import Comparison, eer_bootstrap, paired_accuracy, paired_wer_bootstrap
+from speech_mtl.verdicts import delta_m, utterances_needed
+from speech_mtl.verdicts import verdict as verdict_of
 
 CONFIDENCE = 0.95
 
@@ -86,11 +87,12 @@ class Evidence:
                 [[[r[task]["scores"][n] for n in names] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
             )
             is_target = [[row[task]["ref"] == name for name in names] for row in a[0]]
-            return eer_bootstrap(scores_a, scores_b, is_target, speakers, confidence=CONFIDENCE)
+            if {target for row in is_target for target in row} == {True, False}:  # else accuracy, as in `headline`
+                return eer_bootstrap(scores_a, scores_b, is_target, speakers, confidence=CONFIDENCE)
         right_a, right_b = (
             [[r[task]["ref"] == r[task]["hyp"] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
         )
-        return mcnemar(right_a, right_b, confidence=CONFIDENCE)
+        return paired_accuracy(right_a, right_b, speakers, confidence=CONFIDENCE)
 
     def verdict(self, arm: Arm, task: str, part: str) -> dict[str, Any] | None:
         reference = f"{task} alone"
@@ -217,7 +219,9 @@ def _size(evidence: Evidence, arm: Arm, config: Config) -> dict[str, Any]:
     # a backward pass costs twice the forward one, and is not run through what is frozen
     passes = trunk * (1 if "encoder.".startswith(frozen) else 3)
     passes += sum(f * (1 if f"tasks.{name}.".startswith(frozen) else 3) for name, f in heads.items())
-    train_flops = passes * inventory.duration_s * config.train.epochs
+    learning = set(model.learning())
+    views = 2 if any(config.tasks[name].consistency for name in learning) else 1  # every utterance heard twice
+    train_flops = views * passes * inventory.duration_s * config.train.epochs
     if arm.start_from:
         source = next(a for a in evidence.plan.arms if a.name == arm.start_from)
         source_config = evidence.plan.config_of(source, config.train.seed)
@@ -270,13 +274,13 @@ def _overhead(evidence: Evidence) -> float | None:
 def _proposal(evidence: Evidence, arms: list[dict], pairs: list[dict], part: str) -> dict[str, Any] | None:
     """Where the measured conflict says to part, and whether training agrees, by paired tests of the trained points.
 
-    Confirmed: beyond doubt no task is worse there than at any other trained branch point by more than the margin.
-    Refuted: at another point some task is better beyond doubt, and none is worse. Null where training says neither, or
-    the proposed point was not trained.
+    None where nothing was measured. Confirmed: beyond doubt no task is worse there than at any other trained branch
+    point by more than the margin. Refuted: at another point some task is better beyond doubt, and none is worse. Null
+    where training says neither, or the proposed point was not trained.
     """
-    if not pairs:
+    if not pairs or (proposed := interference.propose_branch(pairs)) is None:
         return None
-    branch, why = interference.propose_branch(pairs)
+    branch, why = proposed
     swept = [a for a in arms if a["group"] in ("branch", "joint") and a["branch"] is not None and not a["failed"]]
     found = {"branch": branch, "why": why, "tested": [{"branch": a["branch"], "arm": a["name"]} for a in swept]}
     ours = [a["name"] for a in swept if a["branch"] == branch]

@@ -27,7 +27,8 @@ def block_vectors(
     The blocks are those on the way to the model's first task.
     """
     cuts = sorted(read_cuts(manifests), key=lambda cut: cut.id)
-    chosen = CutSet.from_cuts(cuts[:: max(1, len(cuts) // UTTERANCES)][:UTTERANCES])
+    spread = np.linspace(0, len(cuts) - 1, min(len(cuts), UTTERANCES)).round().astype(int)
+    chosen = CutSet.from_cuts([cuts[i] for i in spread])
     labelled = {name: "speaker" if t.type == "speaker" else t.label or name for name, t in config.tasks.items()
                 if t.type != "asr"}  # fmt: skip
     first = next(iter(model.tasks))

@@ -12,7 +12,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,7 +82,7 @@ def _arm(plan: Plan, name: str) -> Arm:
 
 
 def run_all(runs: list[Run], jobs: int, console: Console) -> None:
-    """Do the runs that are left, `jobs` at a time. Ctrl-C stops them all; each saves, and the next call goes on."""
+    """Do the runs that are left, `jobs` at a time. Ctrl-C or SIGTERM stops all; each saves, the next call goes on."""
     waiting = [run for run in runs if not run.done()]
     for run in waiting:
         (run.folder / "failed.txt").unlink(missing_ok=True)  # tried again
@@ -91,7 +94,7 @@ def run_all(runs: list[Run], jobs: int, console: Console) -> None:
     bar = shown.add_task("runs", total=len(runs), completed=len(runs) - len(waiting), state="")
     started, finished = time.monotonic(), 0
     try:
-        with shown:
+        with _sigterm_as_interrupt(), shown:
             while waiting or running:
                 while len(running) < jobs and (ready := _next(waiting, runs)):
                     waiting.remove(ready)
@@ -118,6 +121,23 @@ def run_all(runs: list[Run], jobs: int, console: Console) -> None:
             process.send_signal(signal.SIGINT)
         for _, process in running:
             process.wait()
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
+    """A scheduler's SIGTERM would leave the runs behind, and the next call would train them a second time beside."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield
+        return
+    old = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, old)
 
 
 def _next(waiting: list[Run], runs: list[Run]) -> Run | None:
