@@ -52,7 +52,7 @@ class Band(BaseModel):
         place = math.log(max(1, enrolled))
         if place <= known[-1]:
             return float(np.interp(place, known, values))
-        slope = (values[-1] - values[0]) / known[-1] if len(known) > 1 else 0.0
+        slope = (values[-1] - np.interp(known[-1] - math.log(2), known, values)) / math.log(2)  # the last doubling's
         return min(1.0, float(values[-1] + max(0.0, slope) * (place - known[-1])))
 
 

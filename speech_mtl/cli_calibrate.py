@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from click.core import ParameterSource
 
 from speech_mtl.cli_options import Db, Model, load_recognizer
 from speech_mtl.terminal import fail, guarded, note, progress
@@ -30,6 +29,9 @@ def calibrate(
     rate: Annotated[
         float, typer.Option("--fa", help="Share of strangers that may be given a name, above 0 and below 0.5.")
     ] = 0.01,
+    force: Annotated[
+        bool, typer.Option("--force", help="Keep what was measured on fewer than 6 speakers, too.")
+    ] = False,
     model: Model = None,
     db: Db = None,
 ) -> None:
@@ -50,30 +52,54 @@ def calibrate(
     from speech_mtl.calibration import save_calibration
     from speech_mtl.speakers import SpeakerDatabase, default_path
 
-    database, db_is_meant = None, context.get_parameter_source("db") is ParameterSource.COMMANDLINE
-    if model is None or db_is_meant:  # a wrong one is refused before any recording is read
+    database, source = None, context.get_parameter_source("db")
+    # by name: typer may have an enumeration of its own, and not click's
+    if model is None or (
+        source is not None and source.name == "COMMANDLINE"
+    ):  # a wrong one is refused before any recording is read
         database = SpeakerDatabase(db or default_path(), recognizer.model.fingerprint)
-    recordings = list(trials.labelled(sources))
+    listed = list(trials.labelled(sources))
+    recordings = trials.distinct(listed)
+    if len(recordings) < len(listed):
+        note(f"{len(listed) - len(recordings)} recordings are listed more than once; each counts once")
     with progress("listening", len(recordings)) as show:
         heard, bad = trials.hear_all(recognizer.model, recognizer.speaker_task, recordings, on_done=show)
-    made = trials.trials_of(heard, trials.groups_of(recordings))
+    made = trials.trials_of(heard, trials.groups_of(listed))
     measured_on = f"{len(heard)} speakers of {', '.join(map(str, sources))}"
     found, reports = calibrating.calibrate(made, heard, measured_on, rate)
     found = found.model_copy(update={"fingerprint": recognizer.model.fingerprint})
     typer.echo(table(found, reports, calibrating.cllr(made, found) if found.logistic else None))
     if (groups := len(set(made.group_S.tolist()))) > 1:
         note(f"strangers are compared with enrolled voices of their own source only; there are {groups}")
+    trained_on = recognizer.model.task(recognizer.speaker_task).speakers  # type: ignore[union-attr]
+    if known := sorted(set(heard) & set(trained_on)):  # type: ignore[arg-type]
+        some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
+        note(
+            f"warning: {len(known)} of the {len(heard)} speakers have names that the model was trained on ({some}): "
+            "if these are their voices, it tells them apart better than others"
+        )
     for report in reports:
         if remark := calibrating.remarks(report, rate):
             note(f"warning: {seconds(report)}: {remark}")
+    unused = [f"{len(recordings) - len(bad)} of {len(recordings)} recordings used; not used:", *bad] if bad else []
+    if len(heard) < calibrating.LEAST_SPEAKERS and not force:
+        for line in unused:
+            note(line)
+        fail(
+            f"{len(heard)} speakers; expected {calibrating.LEAST_SPEAKERS} or more: fewer tell too little of others. "
+            "Nothing was written, what was in use stays (--force writes it anyway)"
+        )
     if database is None:
         assert model is not None
         note(f"written: {save_calibration(model, found)}")
+        own = SpeakerDatabase(default_path(), None)
+        if own.model_fingerprint() == recognizer.model.fingerprint and own.calibration() is not None:
+            note(f"{own.path} has a calibration of its own, which goes first where its speakers are asked for")
     else:
         database.set_calibration(found.to_json())
         note(f"written: the calibration in {database.path}")
-    if bad:
-        note(f"{len(recordings) - len(bad)} of {len(recordings)} recordings used; not used:")
+    if unused:
+        note(unused[0])
         fail("\n".join(bad))
 
 

@@ -21,8 +21,9 @@ from speech_mtl.speakers import SpeakerDatabase, Utterance, normalized
 from speech_mtl.windows import cores
 
 FRAME_S = 0.02
-QUIETEST, LOUDEST = 10, 95
-"""Percentiles of the frames' levels that stand for the noise and for loud speech."""
+QUIETEST, LOUDEST, MOST_LOUD_S = 10, 95, 0.75
+"""Percentiles of the frames' levels that stand for the noise and for loud speech, which is no more than so long: in a
+long recording with a few words the loudest twentieth is quiet."""
 SPEECH_RANGE_DB = 30.0
 """Frames so far below loud speech are no speech; where it is noisy, those near the noise are none either."""
 GAP_S = 0.2
@@ -35,6 +36,8 @@ LEAST_SNR_DB, GOOD_SNR_DB = 3.0, 12.0
 MOST_CLIPPED = 0.02
 """Share of the samples at full scale from which a recording is refused; audio.CLIPPED_SHARE is warned of."""
 
+SAME_RECORDING = 0.9999
+"""Cosine that no two recordings of a voice reach."""
 UNLIKELY = 0.01
 """Probability of one voice below which recordings under one name are refused."""
 
@@ -72,7 +75,8 @@ class Loudness(Level):
         heard_db = self.levels_db[self.levels_db > -90]
         if not len(heard_db):
             return np.zeros(len(self.levels_db), dtype=bool)
-        quiet_db, loud_db = np.percentile(heard_db, [QUIETEST, LOUDEST])
+        loudest = max(LOUDEST, 100 * (1 - MOST_LOUD_S / FRAME_S / len(heard_db)))
+        quiet_db, loud_db = np.percentile(heard_db, [QUIETEST, loudest])
         is_speech = self.levels_db > max(loud_db - SPEECH_RANGE_DB, min(quiet_db + 3, loud_db - 3))
         edges = np.flatnonzero(np.diff(np.r_[0, is_speech.astype(int), 0]))
         for end, start in zip(edges[1:-1:2], edges[2::2], strict=True):
@@ -135,13 +139,14 @@ class Heard:
 def listen(
     model: SpeechModel, task: str, audio: Audio, pieces_of: Callable[[int], list[Span]] = lambda size: []
 ) -> Heard:
-    """Hear a recording of any length; its voice is the mean of the windows' embeddings, each weighted by its length.
+    """Hear a recording of any length; its voice is the mean of the windows' embeddings, each weighted by its speech.
 
     `task` is the speaker task's name; `pieces_of` names pieces of a part of so many encoder frames. Raises AudioError.
     """
     sample_rate, frame_s = model.config.features.sample_rate, model.frame_s
     sound, loudness = open_sound(audio, sample_rate), Loudness(sample_rate=sample_rate)
-    total = np.zeros(1)
+    wholes: list[np.ndarray] = []
+    bounds_s: list[np.ndarray] = []
     found: tuple[list[np.ndarray], ...] = ([], [], [], [])
     for core, _ in cores(model, watched(sound, loudness), None, [task]):
         if not (size := len(core.log_probs_SV)):
@@ -149,12 +154,15 @@ def listen(
         windows = regular(size, round(WINDOW_S / frame_s), round(HOP_S / frame_s))
         bounds = [(0, size), *windows, *pieces_of(size)]
         output = model.task(task).over_spans(core.frames[task], bounds)["embedding"].cpu().numpy()  # type: ignore[operator]
-        total = total + size * output[0]
+        wholes.append(output[0])
         times_s = (core.start + np.array(bounds, dtype=float)) * frame_s
+        bounds_s.append(times_s[0])
         n = 1 + len(windows)
         for part, values in zip(found, (times_s[1:n], output[1:n], times_s[n:], output[n:]), strict=True):
             part.append(values)
-    embedding = None if loudness.is_silent or not total.any() else normalized(total)
+    # a little for a window without any, so that what is all quiet has a voice, too
+    weights = [max(1e-3, loudness.speech_between_s(*bounds)) for bounds in bounds_s]
+    embedding = None if loudness.is_silent or not wholes else normalized(np.average(wholes, axis=0, weights=weights))
     joined = [np.concatenate(part) if part else np.zeros((0, 2)) for part in found]
     return Heard(sound.name, loudness, embedding, *(_spans(joined[i], joined[i + 1], loudness) for i in (0, 2)))
 
@@ -213,7 +221,7 @@ def check_names(
     there = database.utterances()
     together = [*there.get(name, []), *new]
     speech_s = sum(one.speech_s or 0.0 for one in together)
-    found = []
+    found = _repeated(new, files, there.get(name, []))
     if speech_s < LEAST_TOGETHER_S and not any(one.speech_s is None for one in together):
         found.append(f"{name}: {speech_s:.2f} s of speech in all; expected at least {LEAST_TOGETHER_S:g} s")
     if calibration.false_acceptance is not None:
@@ -234,6 +242,15 @@ def check_names(
         if (clipped := quality.get("clipped") or 0.0) >= CLIPPED_SHARE:
             found.append(f"{file}: clipped: {100 * clipped:.1f} % of the samples are at full scale")
     return found
+
+
+def _repeated(new: list[Utterance], files: list[str], earlier: list[Utterance]) -> list[str]:
+    """Recordings that are enrolled already, or twice here: as one and the same they tell nothing more of the voice."""
+    return [
+        f"{file}: enrolled already"
+        for i, (file, one) in enumerate(zip(files, new, strict=True))
+        if any(float(one.embedding @ other.embedding) > SAME_RECORDING for other in [*earlier, *new[:i]])
+    ]
 
 
 def _strangers(

@@ -212,7 +212,11 @@ class Recognizer:
         )
 
     def verify(self, a: Audio, b: Audio) -> Verification:
-        """Whether two recordings hold one voice."""
+        """Whether two recordings hold one voice.
+
+        The thresholds are those of a voice that is enrolled with several seconds: between two short recordings it says
+        'different' more often than the wanted rate of false acceptance asks for.
+        """
         both = [self.listen(audio) for audio in (a, b)]
         score = float(self._voice(both[0]) @ self._voice(both[1]))
         speech_s = min(heard.loudness.speech_s for heard in both)

@@ -1,7 +1,7 @@
 """Labelled recordings -> trials: what pieces of them score with enrolled voices.
 
-Each voice is enrolled with some of its recordings, about ten seconds, and compared with pieces of the others: pieces
-cut at random places, as phrases of a conversation are, whole recordings, and several pieces together for longer ones.
+Each voice is enrolled with some of its recordings, a few seconds or more, and compared with pieces of the others:
+pieces cut at random places, as phrases of a conversation are, whole recordings, and several of either for longer ones.
 This is repeated with other recordings enrolled.
 """
 
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from lhotse.cut import Cut
+from lhotse.cut import Cut, MonoCut
 
 from speech_mtl.audio import AudioError, cut_audio, open_sound
 from speech_mtl.calibration import LONGEST_S, SHORTEST_S
@@ -30,7 +30,10 @@ UNIT_S = 15.0
 """Recordings are listened to in parts so long."""
 MOST_S = 300.0
 """More of one speaker is not listened to."""
-ENROLLED_S = 10.0
+ENROLLED_S = (3.0, 20.0)
+"""Of speech, drawn anew each time: people enrol with more and less."""
+PHRASE_S = 2.5
+"""Longer pieces are made of shorter ones than this, as a voice in a conversation is, or of whole recordings."""
 DRAWS = 6
 """How often every speaker is enrolled anew."""
 PIECES = 24
@@ -107,6 +110,23 @@ def _of_folder(folder: Path) -> Iterable[Labelled]:
         raise DataError(f"{folder} holds no recordings in sub-folders; expected {folder}/SPEAKER/recording.wav, ...")
     for speaker, file in files:
         yield Labelled(speaker, str(file), file, str(folder))
+
+
+def distinct(recordings: Iterable[Labelled]) -> list[Labelled]:
+    """The recordings without repeats: one that is reference and trial at once would be told apart from nothing."""
+    found: dict[object, Labelled] = {}
+    for one in recordings:
+        found.setdefault(_sound_of(one.recording), one)
+    return list(found.values())
+
+
+def _sound_of(recording: Path | Cut) -> object:
+    if isinstance(recording, Path):
+        return recording.resolve()
+    if not isinstance(recording, MonoCut):
+        return recording.id
+    sources = [(source.type, str(source.source)) for source in recording.recording.sources]
+    return str(sources), recording.channel, recording.start, recording.duration
 
 
 def hear_all(
@@ -204,10 +224,10 @@ def trials_of(heard: dict[str, list[Heard]], groups: dict[str, int], seed: int =
 
 
 def _split(parts: list[Heard], rng: np.random.Generator) -> tuple[list[Heard], list[Heard]]:
-    """Parts to enrol, ENROLLED_S of speech or half of what there is, and the rest."""
+    """Parts to enrol, as much as is drawn from ENROLLED_S or half of what there is, and the rest."""
     order = rng.permutation(len(parts))
     reached_s = np.cumsum([parts[i].loudness.speech_s for i in order])
-    wanted_s = min(ENROLLED_S, reached_s[-1] / 2)
+    wanted_s = min(np.exp(rng.uniform(*np.log(ENROLLED_S))), reached_s[-1] / 2)
     n = min(len(parts) - 1, 1 + int(np.searchsorted(reached_s, wanted_s)))
     return [parts[i] for i in order[:n]], [parts[i] for i in order[n:]]
 
@@ -224,15 +244,18 @@ def _pieces(parts: list[Heard], rng: np.random.Generator) -> tuple[np.ndarray, n
     embeddings = [_voice(part) for part in parts]
     seconds_P = np.concatenate([seconds, *(spans.times_W3[:, 2] for spans in cut)])
     embeddings_PE = np.concatenate([np.stack(embeddings), *(s.embeddings_WE for s in cut if len(s.embeddings_WE))])
+    part_P = np.concatenate([np.arange(len(parts)), np.repeat(np.arange(len(parts)), [len(s.times_W3) for s in cut])])
+    is_phrase_P = (np.arange(len(seconds_P)) >= len(parts)) & (seconds_P < PHRASE_S)
     joined_s, joined = [seconds_P], [embeddings_PE]
-    for wanted_s in np.exp(rng.uniform(np.log(2.0), np.log(LONGEST_S), 2 * PIECES)):
-        order = rng.permutation(len(parts))
-        reached_s = np.cumsum([seconds[i] for i in order])
+    for number, wanted_s in enumerate(np.exp(rng.uniform(np.log(2.0), np.log(LONGEST_S), 2 * PIECES))):
+        order = rng.permutation(np.flatnonzero(is_phrase_P) if number % 2 else len(parts))
+        order = order[np.sort(np.unique(part_P[order], return_index=True)[1])]  # one of a part: they may overlap
+        reached_s = np.cumsum(seconds_P[order])
         n = 1 + int(np.searchsorted(reached_s, wanted_s))
-        if 1 < n <= len(parts):
-            own = [seconds[i] for i in order[:n]]
-            joined_s.append(np.array([sum(own)]))
-            joined.append(normalized(np.average([embeddings[i] for i in order[:n]], axis=0, weights=own))[None])
+        if 1 < n <= len(order):
+            own = order[:n]
+            joined_s.append(reached_s[n - 1 : n])
+            joined.append(normalized(np.average(embeddings_PE[own], axis=0, weights=seconds_P[own]))[None])
     seconds_P, embeddings_PE = np.concatenate(joined_s), np.concatenate(joined)
     edges = (0.0, *BANDS_S, np.inf)
     chosen = [rng.permutation(np.flatnonzero((seconds_P >= a) & (seconds_P < b)))[:PIECES] for a, b in pairwise(edges)]

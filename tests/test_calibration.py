@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from test_recognizer import save_tiny, speech
 from speech_mtl.calibrating import (
     BandReport,
     accepted_share,
+    calibrate,
     cllr,
     fit_logistic,
     rate_with_interval,
@@ -28,7 +30,7 @@ from speech_mtl.calibration import Band, Calibration, parse_calibration, read_ca
 from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.data import DataError
 from speech_mtl.recognizer import Recognizer
-from speech_mtl.trials import Labelled, Trials, groups_of, hear_all, labelled, trials_of
+from speech_mtl.trials import Labelled, Trials, distinct, groups_of, hear_all, labelled, trials_of
 
 BANDS = (Band(up_to_s=2, enrolled=(1, 4), thresholds=(0.5, 0.7)), Band(enrolled=(1, 4), thresholds=(0.6, 0.8)))
 MEASURED = Calibration(
@@ -50,6 +52,8 @@ def test_the_threshold_is_that_of_the_band_and_rises_with_the_number_enrolled() 
     assert [MEASURED.threshold(1.0, n) for n in (0, 1, 2, 4)] == [0.5, 0.5, 0.6, 0.7]
     assert MEASURED.threshold(1.0, 8) == pytest.approx(0.8)  # on as between those measured
     assert MEASURED.threshold(1.0, 10**9) == 1.0
+    bent = Band(enrolled=(1, 2, 4), thresholds=(0.3, 0.5, 0.6))  # on as in the last doubling
+    assert bent.threshold(8) == pytest.approx(0.7) and bent.threshold(16) == pytest.approx(0.8)
     assert Calibration.of(0.3, "").threshold(1.0, 1000) == 0.3
     fixed = MEASURED.with_threshold(0.9)
     assert fixed.threshold(1.0, 4) == 0.9 and fixed.probability(0.6, 3.0) == MEASURED.probability(0.6, 3.0)
@@ -223,21 +227,28 @@ def recordings(tmp_path: Path) -> Path:
 def test_calibrate_a_folder(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, db = save_tiny(tmp_path / "model"), tmp_path / "s.db"
     (recordings / "ann" / "broken.wav").write_text("no audio")
-    done = call("calibrate", recordings, "-m", model, "--fa", "0.1")
+    few = call("calibrate", recordings, "-m", model, "--fa", "0.1")
+    assert few.exit_code == 1 and "3 speakers; expected 6 or more" in few.stderr and "broken.wav" in few.stderr
+    assert not (model / "calibration.json").exists() and "threshold" in few.stdout
+    done = call("calibrate", recordings, "-m", model, "--fa", "0.1", "--force")
+    assert "3 of the 3 speakers have names that the model was trained on (ann, bob, cid)" in done.stderr
     assert done.exit_code == 1 and "12 of 13 recordings used" in done.stderr and "broken.wav" in done.stderr
     assert "threshold" in done.stdout and "Cllr" in done.stdout
     (recordings / "ann" / "broken.wav").unlink()
-    assert call("calibrate", recordings, "-m", model, "--fa", "0.1").exit_code == 0
+    assert call("calibrate", recordings, "-m", model, "--fa", "0.1", "--force").exit_code == 0
     once = (model / "calibration.json").read_text()
-    assert call("calibrate", recordings, "-m", model, "--fa", "0.1").exit_code == 0
+    assert call("calibrate", recordings, "-m", model, "--fa", "0.1", "--force").exit_code == 0
     assert (model / "calibration.json").read_text() == once  # nothing is left to chance
     monkeypatch.setenv("SPEECH_MTL_SPEAKERS", str(db))  # where voices are enrolled, not what the call asks for
     (model / "calibration.json").unlink()
-    assert call("calibrate", recordings, "-m", model, "--fa", "0.1").exit_code == 0
+    assert call("calibrate", recordings, "-m", model, "--fa", "0.1", "--force").exit_code == 0
     assert (model / "calibration.json").read_text() == once and not db.exists()
     assert "10 % false acceptance on 3 speakers" in Recognizer.from_pretrained(model, db=db).calibration.note
-    assert call("calibrate", recordings, "-m", model, "--db", db, "--fa", "0.2").exit_code == 0
+    assert call("calibrate", recordings, "-m", model, "--db", db, "--fa", "0.2", "--force").exit_code == 0
+    assert (model / "calibration.json").read_text() == once
     assert Recognizer.from_pretrained(model, db=db).calibration.false_acceptance == 0.2
+    again = call("calibrate", recordings, "-m", model, "--fa", "0.1", "--force")
+    assert f"{db} has a calibration of its own, which goes first" in again.stderr
     said = call("identify", recordings / "ann" / "0.wav", "-m", model, "--db", db)
     assert said.exit_code == 0 and "20 % false acceptance" in said.stderr
     assert call("enroll", "ann", recordings / "ann" / "0.wav", "-m", model, "--db", db, "--force").exit_code == 0
@@ -245,6 +256,40 @@ def test_calibrate_a_folder(recordings: Path, tmp_path: Path, monkeypatch: pytes
     assert 0 < json.loads(found)["probability"] < 1
     words = json.loads(call("transcribe", recordings / "ann" / "0.wav", "-m", model, "--db", db, "-f", "json").stdout)
     assert all(0 < segment["probability"] < 1 and segment["threshold"] for segment in words["segments"])
+
+
+def test_a_recording_that_is_listed_twice_counts_once(recordings: Path, corpus: dict[str, str]) -> None:
+    files = list(labelled([recordings]))
+    linked = [one._replace(recording=one.recording.parent / ".." / one.speaker / one.recording.name) for one in files]  # type: ignore[union-attr]
+    assert distinct([*files, *linked]) == files
+    cuts = list(labelled([corpus["train"]]))
+    assert distinct([*cuts, *labelled([corpus["train"]])]) == cuts
+    halves = [one._replace(recording=one.recording.truncate(duration=0.2)) for one in cuts]  # type: ignore[union-attr]
+    assert len(distinct([*cuts, *halves])) == 2 * len(cuts)
+
+
+def test_longer_speech_is_held_to_no_lower_threshold_however_many_are_enrolled() -> None:
+    """In longer pieces two of the speakers are missing, who are the most alike: thresholds would fall there."""
+    short, long = known_trials(0, 8, 60, 1.5), known_trials(1, 8, 60, 9.0)
+    short.scores_PM[short.own_P < 2, :2] += 0.3
+    kept_P = long.own_P >= 2
+    names = ("scores_PM", "seconds_P", "own_P", "speaker_P")
+    columns = (np.concatenate([getattr(short, name), getattr(long, name)[kept_P]]) for name in names)
+    joined = Trials(*columns, short.group_S)
+    found, _ = calibrate(joined, {}, "us", 0.05)
+    assert len(found.bands) > 1
+    for n in (1, 2, 4, 7):
+        thresholds = [band.threshold(n) for band in found.bands]
+        assert thresholds == sorted(thresholds)
+
+
+def test_voices_are_enrolled_with_more_and_less_and_tried_in_phrases(recordings: Path, tmp_path: Path) -> None:
+    """Of recordings of 15 s: as little as 3 s enrolled, and long pieces of phrases, of which a part gives one."""
+    from speech_mtl.trials import _split
+
+    part = SimpleNamespace(loudness=SimpleNamespace(speech_s=3.0))
+    sizes = [len(_split([part] * 16, np.random.default_rng(seed))[0]) for seed in range(50)]  # type: ignore[list-item]
+    assert min(sizes) <= 2 and max(sizes) >= 6
 
 
 def test_data_that_cannot_calibrate_is_refused(tmp_path: Path, corpus: dict[str, str]) -> None:

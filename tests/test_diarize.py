@@ -91,6 +91,22 @@ def test_a_voice_may_change_within_a_phrase() -> None:
     assert len(found.centres) == 2 and purity(found, np.array(said)) == 1
 
 
+def test_where_little_is_said_voices_alike_are_one() -> None:
+    """Two seconds of one voice in two phrases that are far apart for it; in a minute of them the evidence decides."""
+    rng = np.random.default_rng(0)
+    voice = normalized(rng.standard_normal(E))
+    phrases = []
+    for i, side in enumerate((1.0, -1.0)):
+        embedding = normalized(voice + 0.55 * side * normalized(rng.standard_normal(E)))
+        phrases.append(phrase([one_piece(3.0 * i, 3.0 * i + 2.0, embedding)]))
+    assert phrases[0].embedding @ phrases[1].embedding > 0.5  # type: ignore[operator]
+    assert len(find_voices(phrases, POPULATION).centres) == 1
+    other = normalized(voice + 2 * normalized(rng.standard_normal(E)))
+    phrases.append(phrase([one_piece(9.0, 11.0, other)]))
+    assert len(find_voices(phrases, POPULATION).centres) == 2
+    assert len(find_voices(phrases, POPULATION, 3).centres) == 3  # as asked
+
+
 def test_the_number_can_be_given() -> None:
     phrases, truth, _ = conversation(4, 120)
     for count in (1, 2, 4):

@@ -46,6 +46,21 @@ def test_blocks_change_nothing() -> None:
     assert (whole.speech_s, whole.snr_db, whole.samples) == (parts.speech_s, parts.snr_db, parts.samples)
 
 
+def test_a_few_words_in_a_long_quiet_recording_are_the_speech() -> None:
+    """Two seconds of sound in three minutes: the loudest twentieth is the noise."""
+    sound = np.concatenate([noise(2, 0.1, 1), noise(178, 0.001, 2)])
+    assert loudness_of(sound.astype(np.float32)).speech_s == pytest.approx(2.0, abs=0.1)
+
+
+def test_quiet_is_no_voice(recognizer: Recognizer) -> None:
+    """What follows a voice for a minute and a half does not change it, nor make two voices one."""
+    quiet = noise(90, 0.0003, 5)
+    for seed in (1, 2):
+        voice = speech(4.0, seed=seed)
+        alone, long = (recognizer.embed((x, RATE)) for x in (voice, np.concatenate([voice, quiet])))
+        assert float(alone @ long) > 0.95
+
+
 def test_silence_holds_no_speech() -> None:
     found = loudness_of(np.zeros(RATE, dtype=np.float32))
     assert (found.speech_s, found.snr_db) == (0, None)
@@ -97,11 +112,15 @@ def test_one_name_for_two_voices_and_two_names_for_one(tmp_path: Path) -> None:
     ann, bob = utterances(AXES[0], AXES[0] + 0.3 * AXES[2]), utterances(AXES[1])
     assert check("ann", ann, database) == []
     database.add_utterances({"ann": ann})
-    assert check("bob", utterances(AXES[1], AXES[1]), database) == [] == check("ann", ann, database)
+    again = utterances(AXES[0] - 0.1 * AXES[3])
+    assert check("bob", utterances(AXES[1], AXES[1] + 0.1 * AXES[3]), database) == [] == check("ann", again, database)
+    for new in (ann[:1], [*again, *again]):  # the same recording tells nothing more, and makes up for nothing
+        with pytest.raises(EnrolmentError, match=r"^\d.wav: enrolled already .--force enrols it anyway"):
+            check("ann", new, database)
     with pytest.raises(EnrolmentError, match=r"0.wav: another voice than the other recordings of 'ann'.*--force"):
         check("ann", bob, database)
     with pytest.raises(EnrolmentError, match=r"another voice"):  # within one call, too
-        check("bob", utterances(AXES[1], AXES[1], AXES[3]), database)
+        check("bob", utterances(AXES[1], AXES[1] + 0.1 * AXES[2], AXES[3]), database)
     with pytest.raises(EnrolmentError, match=r"'anna' has the voice that is enrolled as 'ann' .likeness 1.00"):
         check("anna", ann, database)
     assert "enrolled as 'ann'" in check("anna", ann, database, force=True)[0]

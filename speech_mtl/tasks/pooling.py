@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from speech_mtl.features import frame_mask
 from speech_mtl.tasks import Frames, stretch
 
-LOUDEST, SPEECH_RANGE = 0.05, 0.9
+LOUDEST, MOST_LOUD, SPEECH_RANGE = 0.05, 50, 0.9
 """Frames whose level, the mean of the normalised mel bins, is within this of the loudest twentieth are taken for
-speech: 13 dB where the bins are normalised by a corpus."""
+speech: 13 dB where the bins are normalised by a corpus. A twentieth, but no more than 50 frames (half a second): of a
+long recording with a few words the twentieth is quiet, and quiet would be heard as the voice."""
 LEAST_SCORE = -60.0
 """Attention scores count from so far below the utterance's highest, within what single precision can tell from 0."""
 
@@ -134,7 +135,7 @@ def speech_in_spans(mel_1TF: Tensor, first_W1: Tensor, last_W1: Tensor) -> Tenso
     level_1T = mel_1TF.mean(2)
     lengths_W = (last_W1 - first_W1)[:, 0]
     level_WT = stretch(level_1T[..., None], first_W1[:, 0], lengths_W)[..., 0]
-    least_W1 = least_level(level_WT, lengths_W, count=int(LOUDEST * level_WT.size(1)) + 1)
+    least_W1 = least_level(level_WT, lengths_W, count=min(int(LOUDEST * level_WT.size(1)), MOST_LOUD) + 1)
     steps_T = torch.arange(level_1T.size(1), device=level_1T.device)
     return (steps_T >= first_W1) & (steps_T < last_W1) & (level_1T >= least_W1)
 
@@ -145,7 +146,7 @@ def least_level(level_BT: Tensor, lengths_B: Tensor, count: int | None = None) -
     The `count` loudest frames are looked at, which is 20 times as fast as all (None); an exported graph cannot count.
     """
     level_BT = level_BT.masked_fill(~frame_mask(lengths_B, level_BT.size(1)), -1e9)
-    rank_B1 = (LOUDEST * lengths_B).long()[:, None]
+    rank_B1 = (LOUDEST * lengths_B).long().clamp(max=MOST_LOUD)[:, None]
     sorted_BT = level_BT.sort(dim=1, descending=True).values if count is None else level_BT.topk(count, dim=1).values
     return sorted_BT.gather(1, rank_B1) - SPEECH_RANGE
 
