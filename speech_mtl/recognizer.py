@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import torch
 from speech_mtl.audio import Audio, AudioError
 from speech_mtl.calibration import Calibration, parse_calibration, read_calibration
 from speech_mtl.checkpoint import CheckpointError, load_model
-from speech_mtl.diarize import Phrase, Population, Voices, find_voices
+from speech_mtl.diarize import Phrase, Population, Voices, find_voices, parted
 from speech_mtl.enrolment import Heard, check_names, check_recording, listen
 from speech_mtl.language import Decoder, Decoding
 from speech_mtl.listening import Hearing, hear_all
@@ -279,6 +279,8 @@ class Recognizer:
         task = self.model.task(self._tasks["speaker"])
         names, references = self._references()
         found = find_voices(phrases, Population.of(task.voices_CE.cpu().numpy()), count)  # type: ignore[operator, union-attr]
+        if names and count is None:
+            found = parted(found, phrases, references, partial(self.calibration.threshold, enrolled=len(names)))
         voices = self._voices(found, names, references)
         speakers = [voices[k] for k in found.of_piece]
         pieces = [piece for phrase in phrases for piece in phrase.pieces]

@@ -16,6 +16,7 @@ from speech_mtl.diarize import (
     Voices,
     find_voices,
     forward_backward,
+    parted,
     phrases_of,
     pieces_of,
     pooled,
@@ -105,6 +106,36 @@ def test_where_little_is_said_voices_alike_are_one() -> None:
     phrases.append(phrase([one_piece(9.0, 11.0, other)]))
     assert len(find_voices(phrases, POPULATION).centres) == 2
     assert len(find_voices(phrases, POPULATION, 3).centres) == 3  # as asked
+
+
+def test_a_voice_that_is_two_enrolled_ones_is_taken_apart() -> None:
+    """Voices as alike as 0.7, which were found as one; whoever is one voice stays one, however many are enrolled."""
+    rng = np.random.default_rng(3)
+    ann = normalized(rng.standard_normal(E))
+    bob = normalized(ann + normalized(rng.standard_normal(E)))
+    others = normalized(rng.standard_normal((6, E)))
+    references = np.stack([ann, *others, bob])
+    phrases, truth = [], []
+    for i in range(20):
+        embedding = normalized((ann, bob)[i % 2] + 0.06 * rng.standard_normal(E))
+        pieces = [one_piece(2.0 * i, 2.0 * i + 0.6, embedding), one_piece(2.0 * i + 0.7, 2.0 * i + 1.2, embedding)]
+        phrases.append(phrase(pieces))
+        truth += [i % 2] * 2
+    together = find_voices(phrases, POPULATION, 1)
+    assert len(together.centres) == 1
+    found = parted(together, phrases, references, lambda seconds: 0.8)
+    assert found.of_piece.tolist() == truth
+    assert (found.centres @ np.stack([ann, bob]).T).argmax(axis=1).tolist() == [0, 1]
+    assert found.seconds == pytest.approx([11.0, 11.0])
+    for kept in (
+        parted(together, phrases, references, lambda seconds: 0.999),  # neither part is known beyond doubt
+        parted(together, phrases, references[:-1], lambda seconds: 0.8),  # one of the two is not enrolled
+        parted(together, phrases, references[:1], lambda seconds: 0.8),
+        parted(find_voices(phrases[::2], POPULATION), phrases[::2], references, lambda seconds: 0.8),
+    ):
+        assert len(kept.centres) == 1
+    short = [phrases[0], phrases[1], phrases[2]]  # 1.1 s of bob
+    assert len(parted(find_voices(short, POPULATION, 1), short, references, lambda seconds: 0.8).centres) == 1
 
 
 def test_the_number_can_be_given() -> None:
