@@ -37,6 +37,12 @@ SILENCE_PEAK_TO_PEAK = 2 / 32768
 """Two steps of 16 bits: below it a recording holds dither at most."""
 STREAMED_BYTES = 0x7FFFF000
 """Recorders that write to a pipe do not know the length yet and promise at least this many bytes."""
+NO_LENGTH = 2**63 - 1
+"""Frames that libsndfile gives a FLAC file whose header, written to a pipe, does not say how many there are."""
+END_IS_MISSING = re.compile(
+    r".*(?:end-of-stream (?:bit|flag)|seems to be a truncated file|file seems to be truncated).*", re.IGNORECASE
+)
+"""What libsndfile's log says of Ogg, VOC and MAT4 files that break off; it counts only the frames that are there."""
 LARGEST_KERNEL = 16_000_000
 """Taps torchaudio's resampler may hold (64 MB); it holds one filter for every phase of the rates' ratio."""
 FILTER_ZEROS = 6
@@ -53,7 +59,8 @@ class Sound:
 
     name: str
     samples: int
-    """How many there will be at the model's rate; the header's promise, which in MP3 files is an estimate."""
+    """How many there will be at the model's rate; the header's promise: an estimate in MP3 files, and far
+    too many where the header does not know."""
     blocks: Iterator[np.ndarray]
     """float32 mono (N,) at the model's rate."""
 
@@ -156,6 +163,8 @@ def _unwritten_size(path: Path) -> int:
 def _read(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
     """(N, channels) at the file's rate, block by block; where the file breaks off raises AudioError, after the rest."""
     found, broken = 0, None
+    if file.frames == NO_LENGTH:
+        file._info.seekable = 0  # soundfile seeks after each read, which fails at an end that the header does not give
     with file:
         while broken is None:
             pieces: list[np.ndarray] = []
@@ -187,13 +196,27 @@ def _cut_short(file: soundfile.SoundFile, found: int) -> str | None:
             )
     if isinstance(file.name, _Unfinished):
         return f"still being written, or never closed: the header promises 0 bytes of the {found} samples there are"
-    # the number of samples is an estimate in MP3 files
-    promised_samples = int(0.95 * file.frames) if file.format == "MP3" else file.frames
+    if said := END_IS_MISSING.search(file.extra_info):
+        return (
+            f"truncated or still being written ({said[0].strip(' *.')}): "
+            f"{found / file.samplerate:.1f} s of sound can be read"
+        )
     if not file.seekable():  # through a pipe nobody knows the length
         return None
+    promised_samples = _promised_samples(file)
     if found < promised_samples:  # ogg files are read on beyond what is damaged, where it was is not to be learnt
         return f"truncated or damaged: the header promises {promised_samples} samples, {found} can be read"
     return None
+
+
+def _promised_samples(file: soundfile.SoundFile) -> int:
+    if file.format == "MP3":  # an estimate
+        return int(0.95 * file.frames)
+    if file.format == "NIST" and isinstance(file.name, str):  # libsndfile reckons from the file's size
+        with open(file.name, "rb") as content:
+            count = re.search(rb"^sample_count -i (\d+)", content.read(1024), re.MULTILINE)
+        return int(count[1]) if count else file.frames
+    return file.frames
 
 
 def _unreadable(path: Path, error: Exception, after_s: float = 0.0) -> AudioError:

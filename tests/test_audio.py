@@ -150,6 +150,41 @@ def test_bad_files_are_named_and_explained(tmp_path: Path, kind: str, message: s
     assert str(path) in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("ending", "subtype", "message"),
+    [
+        ("ogg", "VORBIS", "Last page lacks an end-of-stream bit"), ("ogg", "OPUS", "[Ee]nd-[Oo]f-[Ss]tream"),
+        ("voc", "PCM_16", "Seems to be a truncated file"), ("sph", "PCM_16", "the header promises 160000 samples"),
+    ],
+)  # fmt: skip
+def test_a_break_that_libsndfile_only_logs_is_an_error(tmp_path: Path, ending: str, subtype: str, message: str) -> None:
+    path = tmp_path / f"broken.{ending}"
+    kind = "NIST" if ending == "sph" else ending.upper()
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 10 * RATE), RATE, subtype, format=kind)
+    assert len(load_audio(path, RATE)) == 10 * RATE
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) * 2 // 3])
+    found = 0
+    with pytest.raises(AudioError, match=f"broken.{ending}: truncated or .*{message}"):
+        for block in open_sound(path, RATE).blocks:
+            found += len(block)
+    assert 4 * RATE < found < 7 * RATE
+
+
+def test_flac_of_unknown_length_is_whole(tmp_path: Path) -> None:
+    """Written to a pipe: its header has 0 for the number of samples, 36 bits from byte 21 on."""
+    path = tmp_path / "piped.flac"
+    soundfile.write(path, tone(2.5), RATE)
+    expected, content = load_audio(path, RATE), bytearray(path.read_bytes())
+    content[21] &= 0xF0
+    content[22:26] = bytes(4)
+    path.write_bytes(content)
+    np.testing.assert_array_equal(load_audio(path, RATE), expected)
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(AudioError, match="damaged"):
+        load_audio(path, RATE)
+
+
 def test_streamed_wav_of_unknown_length_is_whole(tmp_path: Path) -> None:
     """ffmpeg writes 0xFFFFFFFF as the length where it cannot seek back."""
     path = tmp_path / "piped.wav"
