@@ -33,6 +33,7 @@ from speech_mtl.cli_options import (
     UnknownScore,
     WordScore,
     check_engine,
+    check_sound,
     checked_device,
     decoding_of,
     load_recognizer,
@@ -333,8 +334,7 @@ def transcribe(
     names = [formats.recording_id(file) for file in files] if out is None and fmt in formats.NAMED else []
     if twice := [name for name in names if names.count(name) > 1]:
         raise typer.BadParameter(f"two recordings would both be '{twice[0]}' in one {fmt}; transcribe them one by one")
-    if fmt == "html" and Path("-") in files:
-        raise typer.BadParameter("an html page holds the recording's sound, which a pipe gives but once; give a file")
+    check_sound(fmt, files)
     if stream and out is None and fmt not in ("txt", "json"):
         raise typer.BadParameter(f"--stream writes to stdout, where {fmt} would not be alone; give --out DIR")
     targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from speech_mtl import formats
-from speech_mtl.cli_options import Device, Model, load_recognizer
+from speech_mtl.cli_options import Device, Model, check_sound, load_recognizer
 from speech_mtl.terminal import fail, guarded, note, progress
+
+ALIGNED = [fmt for fmt in formats.FORMATS if fmt != "rttm"]
+"""Formats of `align`; rttm is of speakers alone, whom it does not know."""
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +37,7 @@ def lm(
     \b
     Example: speech-mtl lm data/an4/train.jsonl.gz --order 3 --out lm.arpa
     """
+    _check_out(out, sources)
     with progress("estimating"):
         from speech_mtl.checkpoint import load_model
         from speech_mtl.ngram import to_arpa
@@ -52,6 +57,13 @@ def lm(
     note(f"written: {out}: {order}-grams of {len(words)} words from {sum(map(bool, texts))} texts")
 
 
+def _check_out(out: Path | None, sources: Iterable[Path | str]) -> None:
+    """Raises BadParameter where the result would be written over what it is made from."""
+    for source in sources:
+        if out and out.exists() and os.path.exists(source) and os.path.samefile(source, out):
+            raise typer.BadParameter(f"--out {out} is {source}, which is read and would be lost; give another file")
+
+
 def _texts(source: Path) -> Iterator[str]:
     from speech_mtl.data import DataError, read_cuts
     from speech_mtl.tasks import label_of
@@ -69,7 +81,7 @@ def _texts(source: Path) -> Iterator[str]:
 def align(
     recording: Annotated[Path, typer.Argument(help="Any format that libsndfile reads.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What is said in it: a text file, or the text itself.")],
-    fmt: Annotated[str, typer.Option("--format", "-f", help=", ".join(formats.FORMATS) + ".")] = "ctm",
+    fmt: Annotated[str, typer.Option("--format", "-f", help=", ".join(ALIGNED) + ".")] = "ctm",
     out: Annotated[Path | None, typer.Option(help="File to write; stdout if not given.")] = None,
     model: Model = None,
     device: Device = "cpu",
@@ -79,8 +91,10 @@ def align(
     \b
     Example: speech-mtl align speech.wav "what is said in it" --format textgrid --out speech.TextGrid
     """
-    if fmt not in formats.FORMATS:
-        raise typer.BadParameter(f"--format {fmt}; accepted: {', '.join(formats.FORMATS)}")
+    if fmt not in ALIGNED:
+        raise typer.BadParameter(f"--format {fmt}; accepted: {', '.join(ALIGNED)}")
+    check_sound(fmt, [recording])
+    _check_out(out, [recording, text])
     recognizer = load_recognizer(model, None, device=device)
     from speech_mtl import alignment
 

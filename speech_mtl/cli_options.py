@@ -91,6 +91,11 @@ def check_engine(engine: str | None, model: Path | None) -> None:
         fail(f"--engine torch: {model} is an export; give the folder that it was made from")
 
 
+def check_sound(fmt: str, files: list[Path]) -> None:
+    if fmt == "html" and Path("-") in files:
+        raise typer.BadParameter("an html page holds the recording's sound, which a pipe gives but once; give a file")
+
+
 def with_remarks(recognizer: Recognizer) -> Recognizer:
     for remark in recognizer.remarks():
         note(remark)

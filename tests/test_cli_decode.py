@@ -65,6 +65,20 @@ def test_align_takes_a_text_or_its_file(place: Path, model: Path) -> None:
     assert json.loads((place / "a.json").read_text())["text"] == "low mid high low"
 
 
+def test_nothing_is_written_over_what_it_is_made_from(place: Path, model: Path) -> None:
+    texts, sound, link = place / "texts.txt", place / "0.wav", place / "link.txt"
+    link.symlink_to(texts)
+    before = {path: path.read_bytes() for path in (texts, sound)}
+    for arguments in (
+        ["lm", sound, texts, "--out", texts], ["lm", texts, "--out", link], ["align", sound, "low", "--out", sound],
+        ["align", sound, texts, "--out", texts],
+    ):  # fmt: skip
+        result = call(*arguments, "-m", model)
+        assert result.exit_code == 2 and result.stdout == "", (arguments, result.output)
+        assert "which is read and would be lost" in " ".join(result.stderr.replace("│", " ").split())
+    assert before == {path: path.read_bytes() for path in before}
+
+
 def test_errors_are_one_line(place: Path, model: Path) -> None:
     (place / "other.arpa").write_text("no model")
     (place / "latin.txt").write_bytes(b"caf\xe9")
@@ -83,6 +97,8 @@ def test_errors_are_one_line(place: Path, model: Path) -> None:
         (2, ["evaluate", model, "x.jsonl", "--lm-weight", "1"], "--lm-weight has a meaning only with --lm FILE"),
         (2, ["transcribe", "0.wav", "--lm", "x", "--lm-weight", "11"], "lm_weight 11; expected 0 to 10"),
         (2, ["align", place / "0.wav", "low", "-f", "docx"], "--format docx; accepted: txt, json"),
+        (2, ["align", place / "0.wav", "low", "-f", "rttm"], "rttm; accepted: txt, json, srt, vtt, ctm, text"),
+        (2, ["align", "-", "low", "-f", "html"], "which a pipe gives but once; give a file"),
         (2, ["lm", place / "texts.txt", "--order", "9", "--out", place / "x.arpa"], "less than or equal to 6"),
     ]  # fmt: skip
     (place / "empty.txt").write_text("")
