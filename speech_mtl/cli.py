@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from data_prep import CORPORA
-from speech_mtl import __version__, cli_calibrate, cli_decode, cli_speakers, formats
+from speech_mtl import __version__, cli_calibrate, cli_decode, cli_speakers
 from speech_mtl.cli_export import export
 from speech_mtl.cli_import import import_
 from speech_mtl.cli_options import (
@@ -21,30 +21,19 @@ from speech_mtl.cli_options import (
     Boost,
     Cosine,
     Count,
-    Db,
     Device,
-    Engine,
     HotWords,
     LmFile,
     LmWeight,
-    Model,
-    Precision,
     PriorWeight,
     UnknownScore,
     WordScore,
-    check_engine,
-    check_sound,
     checked_device,
     decoding_of,
-    load_recognizer,
-    with_remarks,
 )  # fmt: skip
 from speech_mtl.cli_teach import teach
-from speech_mtl.terminal import bad_ones_last, fail, guarded, note, progress
-
-if TYPE_CHECKING:
-    from speech_mtl.recognizer import Recognizer
-    from speech_mtl.results import Result, Segment
+from speech_mtl.cli_transcribe import transcribe
+from speech_mtl.terminal import fail, guarded, note, progress, write_all_characters
 
 # rich's boxes around the help would cost a third of the start
 app = typer.Typer(
@@ -56,6 +45,7 @@ app = typer.Typer(
 
 def main() -> None:
     """The console script."""
+    write_all_characters()
     app()
 
 
@@ -292,92 +282,7 @@ def _watcher(
     return see
 
 
-@app.command("transcribe")
-@guarded
-def transcribe(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="FILES...", help="Any format that libsndfile reads; - is wav from stdin.")
-    ],
-    fmt: Annotated[str, typer.Option("--format", "-f", help=", ".join(formats.FORMATS) + ".")] = "txt",
-    out: Annotated[Path | None, typer.Option(help="Folder for one file a recording; stdout if not given.")] = None,
-    stream: Annotated[
-        bool, typer.Option("--stream", help="Words on stdout as soon as they are final, ahead of the result's names.")
-    ] = False,
-    model: Model = None,
-    db: Db = None,
-    threshold: Cosine = None,
-    count: Count = None,
-    engine: Engine = None,
-    precision: Precision = "fp32",
-    device: Device = "cpu",
-    beam: BeamWidth = None,
-    lm: LmFile = None,
-    lm_weight: LmWeight = None,
-    word_score: WordScore = None,
-    unknown_score: UnknownScore = None,
-    prior_weight: PriorWeight = None,
-    hot_word: HotWords = None,
-    boost: Boost = None,
-) -> None:
-    """Who said what: text, times and enrolled speakers. json gives one object a line.
-
-    With --stream words come as they are final, as lines that begin with ~, or as json objects with "provisional": true;
-    who said them is settled at the recording's end, by the result that follows.
-
-    \b
-    Example: speech-mtl transcribe meeting.wav --format srt --out subtitles
-    """
-    if fmt not in formats.FORMATS:
-        raise typer.BadParameter(f"--format {fmt}; accepted: {', '.join(formats.FORMATS)}")
-    if out is None and len(files) > 1 and fmt not in formats.JOINABLE:
-        raise typer.BadParameter(f"several recordings as {fmt} do not fit in one stream; give --out DIR")
-    names = [formats.recording_id(file) for file in files] if out is None and fmt in formats.NAMED else []
-    if twice := [name for name in names if names.count(name) > 1]:
-        raise typer.BadParameter(f"two recordings would both be '{twice[0]}' in one {fmt}; transcribe them one by one")
-    check_sound(fmt, files)
-    if stream and out is None and fmt not in ("txt", "json"):
-        raise typer.BadParameter(f"--stream writes to stdout, where {fmt} would not be alone; give --out DIR")
-    targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}
-    if len(set(targets.values())) < len(targets):
-        raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
-    check_engine(engine, model)
-    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
-    recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding, precision))
-
-    _transcribe(recognizer, files, fmt, targets, stream, count)
-
-
-def _transcribe(
-    recognizer: Recognizer, files: list[Path], fmt: str, targets: dict[Path, Path], stream: bool, count: int | None
-) -> None:
-    """The files' results to their targets, or to stdout where there are none."""
-    from speech_mtl.audio import AudioError
-
-    def early(name: str, segment: Segment) -> None:
-        typer.echo(formats.stream_line(name, segment, fmt), nl=False)
-
-    def write(file: Path, result: Result) -> None:
-        for remark in result.notes:
-            note(f"{file}: {remark}")
-        text = formats.format_result(result, fmt)
-        if file not in targets:
-            typer.echo(text, nl=False)
-            return
-        targets[file].parent.mkdir(parents=True, exist_ok=True)
-        targets[file].write_text(text, encoding="utf-8")
-        note(f"written: {targets[file]}")
-
-    with bad_ones_last("transcribing", files) as (show, bad):
-        results = recognizer.transcribe_all(files, show, count, early if stream else None)
-        for file, result in zip(files, results, strict=True):
-            try:
-                if isinstance(result, AudioError):
-                    raise result
-                write(file, result)
-                if result.damage:
-                    bad.append(f"{result.damage}; what comes before is transcribed")
-            except AudioError as error:
-                bad.append(str(error))
+app.command("transcribe")(transcribe)
 
 
 @app.command("demo")

@@ -7,6 +7,7 @@ stdout carries results only; notes, progress and errors go to stderr. Exit code 
 from __future__ import annotations
 
 import functools
+import io
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,6 +24,17 @@ KNOWN_ERRORS = {
     "speech_mtl.speakers": "SpeakerDatabaseError", "speech_mtl.language": "DecodingError",
     "speech_mtl.trunk": "RecognitionLost", "speech_mtl.engine": "EngineError", "data_prep.common": "PrepareError",
 }  # fmt: skip
+
+
+def write_all_characters() -> None:
+    """Have stdout and stderr write names and signs that their encoding lacks: files and pipes get UTF-8, as --out does.
+
+    A terminal keeps its encoding, which it alone knows, and shows what is beyond it as escapes.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what replaces them in a notebook or a test is of other kinds
+            encoding = stream.encoding if stream.isatty() else "utf-8"
+            stream.reconfigure(encoding=encoding, errors="backslashreplace")
 
 
 def guarded(function: Callable[P, None]) -> Callable[P, None]:
