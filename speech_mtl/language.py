@@ -20,6 +20,8 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from math import exp, isfinite, log
 from pathlib import Path
+from shutil import copyfileobj
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speech_mtl import beam, metrics
@@ -83,12 +85,14 @@ class LanguageModel:
 
     def __init__(self, path: str | Path, tokenizer: Tokenizer):
         self.path = Path(path)
-        found = _vocabulary(self.path)
+        found, start = _vocabulary(self.path)
         writable: dict[str, str] = {}
         for word in found:
             written = normalize(word, tokenizer.config)
             if written and " " not in written and not tokenizer.unknown(written):
                 writable.setdefault(written, word)
+                if word == written:  # a capitalised entry beside it may be of sentences' beginnings, or a name
+                    writable[written] = word
         if not writable:
             examples = ", ".join(repr(word) for word in found[:5]) or "none"
             letters = " ".join(piece for piece in tokenizer.pieces if len(piece) == 1 and piece != WORD_MARK)
@@ -99,7 +103,7 @@ class LanguageModel:
         self.words = sorted(writable)
         self._index = {word: i for i, word in enumerate(writable)}
         self._unknown = len(writable)
-        self._model = _kenlm(self.path, [*writable.values(), "<unk>"])
+        self._model = _kenlm(self.path, start, [*writable.values(), "<unk>"])
 
     def start(self) -> Any:
         return self._model.start(False)
@@ -273,8 +277,12 @@ def checked_hot_words(hot_words: Iterable[str], tokenizer: Tokenizer) -> list[st
     return list(words)
 
 
-def _vocabulary(path: Path) -> list[str]:
-    """The words of an ARPA file or a KenLM binary, without <unk>, <s> and </s>. Raises DecodingError."""
+def _vocabulary(path: Path) -> tuple[list[str], int]:
+    """The words of an ARPA file or a KenLM binary, without <unk>, <s> and </s>, and the byte at which it begins.
+
+    Raises DecodingError.
+    """
+    start = 0
     try:
         with open(path, "rb") as file:
             head = file.read(len(BINARY_MAGIC))
@@ -283,24 +291,32 @@ def _vocabulary(path: Path) -> list[str]:
                 with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                     words: Iterable[str] = _binary_words(path, content)
             else:
-                words = list(_arpa_words(path, file))
+                start = _arpa_start(path, file)
+                words = list(_arpa_words(file))
     except OSError as error:
         raise DecodingError(f"{path}: {error.strerror}; expected an ARPA file or a KenLM binary") from None
     except UnicodeDecodeError:
         raise DecodingError(f"{path}: words that are not UTF-8; expected an ARPA file or a KenLM binary") from None
-    return [word for word in words if word.lower() not in ("<unk>", "<s>", "</s>")]
+    return [word for word in words if word.lower() not in ("<unk>", "<s>", "</s>")], start
 
 
-def _arpa_words(path: Path, lines: Iterable[bytes]) -> Iterator[str]:
+def _arpa_start(path: Path, lines: Iterable[bytes]) -> int:
+    """The byte at which the line '\\data\\' begins, up to which the lines are read; remarks may come before it."""
+    place, first = 0, b""
+    for line in lines:
+        if line.strip() == b"\\data\\":
+            return place
+        place += len(line)
+        first = first or line.strip()
+    shown = first[:40].decode(errors="replace")
+    raise DecodingError(
+        f"{path}: neither an ARPA file nor a KenLM binary: it begins with {shown!r} and has no line '\\data\\'; "
+        "`speech-mtl lm` makes an ARPA file"
+    )
+
+
+def _arpa_words(lines: Iterable[bytes]) -> Iterator[str]:
     """The second columns of the section of unigrams."""
-    lines = iter(lines)
-    first = next((line for line in lines if line.strip()), b"").strip()
-    if first != b"\\data\\":
-        shown = first[:40].decode(errors="replace")
-        raise DecodingError(
-            f"{path}: neither an ARPA file nor a KenLM binary: it begins with {shown!r}; an ARPA file begins with "
-            "'\\data\\', and `speech-mtl lm` makes one"
-        )
     for line in lines:
         if line.strip() == b"\\1-grams:":
             break
@@ -320,7 +336,7 @@ def _binary_words(path: Path, content: mmap.mmap) -> list[str]:
     return content[place:-1].decode().split("\0")
 
 
-def _kenlm(path: Path, words: list[str]) -> Any:
+def _kenlm(path: Path, start: int, words: list[str]) -> Any:
     """flashlight's KenLM; a word is asked for by its place in `words`. Raises DecodingError."""
     try:
         from flashlight.lib.text.decoder.kenlm import KenLM
@@ -328,11 +344,25 @@ def _kenlm(path: Path, words: list[str]) -> Any:
     except ImportError as error:
         raise DecodingError(f"language models need flashlight-text ({error}); pip install 'speech_mtl[lm]'") from None
     try:
-        with _silent_stderr():
-            return KenLM(str(path), Dictionary(words))
+        with _beginning_at(path, start) as readable, _silent_stderr():
+            return KenLM(str(readable), Dictionary(words))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
         raise DecodingError(f"{path}: KenLM cannot read it: {reason}") from None
+
+
+@contextmanager
+def _beginning_at(path: Path, start: int) -> Iterator[Path]:
+    """The file, or a copy without what comes before `start`: KenLM reads no ARPA file with remarks at its head."""
+    if not start:
+        yield path
+        return
+    with TemporaryDirectory() as folder, open(path, "rb") as whole:
+        part = Path(folder) / path.name
+        whole.seek(start)
+        with open(part, "wb") as target:
+            copyfileobj(whole, target)
+        yield part
 
 
 @contextmanager

@@ -210,7 +210,7 @@ def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None
     ("content", "message"),
     [
         (to_arpa(["мир"], 2), "none of the language model's 1 words can be written.*'мир'; the model's characters: a"),
-        ("hello\n", "neither an ARPA file nor a KenLM binary: it begins with 'hello'; an ARPA file begins with"),
+        ("hello\n", "neither an ARPA file nor a KenLM binary: it begins with 'hello' and has no line"),
         ("", "neither an ARPA file nor a KenLM binary: it begins with ''"),
         (to_arpa(["ab"], 2).replace("\t", " "), "KenLM cannot read it"),
         ("mmap lm http://kheafield.com/code format version 5\n\0 and no more", "a KenLM binary without its words"),
@@ -240,6 +240,31 @@ def test_a_language_model_in_capitals_serves_a_tokenizer_of_small_letters(tokeni
     (tmp_path / "lm.arpa").write_text(to_arpa(["AB", "C"], order=2))
     lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
     assert lm.words == ["ab", "c"] and lm.score(lm.start(), "ab")[1] > lm.score(lm.start(), "b")[1]
+
+
+@needs_kenlm
+def test_the_entry_that_is_spelt_as_it_is_written_goes_before_others(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "lm.arpa").write_text(to_arpa(["AB c", "ab", "ab c", "ab ab"], order=2))  # AB is the first unigram
+    (tmp_path / "plain.arpa").write_text(to_arpa(["b c", "ab", "ab c", "ab ab"], order=2))
+    for words in (["ab"], ["c", "ab"]):
+        scores = []
+        for lm in (LanguageModel(tmp_path / name, tokenizer) for name in ("lm.arpa", "plain.arpa")):
+            state = lm.start()
+            for word in words:
+                state, score = lm.score(state, word)
+            scores.append(score)
+        assert scores[0] == pytest.approx(scores[1])
+
+
+@needs_kenlm
+def test_remarks_before_an_arpa_file_change_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """The toolkits of the 1990s put the formulas of the probabilities there."""
+    content = to_arpa(["ab", "ab ab c"], order=2)
+    (tmp_path / "lm.arpa").write_text(content)
+    (tmp_path / "old.arpa").write_text("####\nThis is a 2-gram model\n\n  \\data\\ begins it\n" + content)
+    plain, old = (LanguageModel(tmp_path / name, tokenizer) for name in ("lm.arpa", "old.arpa"))
+    assert old.words == plain.words
+    assert old.score(old.start(), "ab")[1] == plain.score(plain.start(), "ab")[1]
 
 
 @needs_kenlm
