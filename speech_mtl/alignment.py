@@ -62,6 +62,7 @@ def align(
         raise DecodingError(f"{name}: the text is too long for {duration_s:.2f} s of audio: {error}") from None
     frames = sum(len(piece.log_probs_SV) for piece in pieces)
     words = decode.words(tokens, asr.tokenizer.pieces, asr.frame_s, frames * asr.frame_s)
+    pieces[-1].end_s = min(pieces[-1].end_s, duration_s)  # the last frame may reach beyond the last sample
     notes = [level.note] if level.note else []
     if doubtful := sum(word.confidence < DOUBTFUL for word in words):
         notes.append(f"{doubtful} of {len(words)} words are hardly in the sound; does the text belong to it?")

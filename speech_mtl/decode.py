@@ -23,6 +23,8 @@ SPOKEN_SHARE, TAIL_S = 0.7, 0.12
 """A word ends this share of the way from its first token to the end of its last, and TAIL_S later, but no later than
 the next word begins. The three were chosen on the synthetic development voices (benchmarks/word_times.py); the plain
 end would be early in short words, late in long ones."""
+WORD_S = 1.0
+"""What is longer, as all that is said between two pauses is in a script without spaces, counts in full beyond it."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def _times(groups: list[list[Token]], frame_s: float, limit_s: float) -> list[tu
     times = []
     for group, start_s, next_s in zip(groups, starts, [*starts, limit_s][1:], strict=True):
         first_s, last_s = group[0].start * frame_s, group[-1].end * frame_s
-        end_s = min(first_s + SPOKEN_SHARE * (last_s - first_s) + TAIL_S, next_s)
+        word_s, beyond_s = min(last_s - first_s, WORD_S), max(last_s - first_s - WORD_S, 0.0)
+        end_s = min(first_s + SPOKEN_SHARE * word_s + beyond_s + TAIL_S, next_s)
         times.append((round(start_s, 3), round(end_s, 3)))
     return times

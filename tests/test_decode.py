@@ -32,6 +32,13 @@ def test_greedy_path_worked_by_hand() -> None:
     assert all(abs(w.confidence - 0.9) < 1e-3 for w in found)
 
 
+def test_a_long_run_without_spaces_ends_where_its_sound_does() -> None:
+    """A word of up to 1 s ends at 0.7 of its tokens' span, and 0.12 s later; what is beyond 1 s counts in full."""
+    for frames, end_s in ((5, 0.47), (10, 0.82), (11, 0.92), (200, 19.82)):
+        tokens = [Token(0, i, i + 1, -0.1) for i in range(frames)]
+        assert [word.end_s for word in words(tokens, ["私"], 0.1)] == [end_s]
+
+
 def test_nothing_but_blanks_is_no_word() -> None:
     log_probs_SV = torch.tensor([[0.01, 0.99]]).log().repeat(5, 1)
     assert words(greedy(log_probs_SV), ["a"], 0.04) == []
@@ -98,6 +105,15 @@ def test_a_known_text_gets_times(folder, tmp_path, duration_s: float) -> None:
     (tmp_path / "a.txt").write_text(text)
     again = align_recording(recognizer, tmp_path / "a.wav", read_text(str(tmp_path / "a.txt")))
     assert again.segments == result.segments
+
+
+def test_no_time_is_beyond_the_recording(folder, tmp_path) -> None:
+    """The text fills every encoder frame; the last one has few samples."""
+    recognizer = Recognizer.from_pretrained(folder, db=tmp_path / "s.db")
+    result = align_recording(recognizer, (speech(2.0)[: RATE + 500], RATE), "mid low " * 3 + "l")
+    times = [time for word in result.segments[0].words for time in (word.start_s, word.end_s)]
+    assert result.duration_s == 1.031 and times == sorted(times)
+    assert max(times) == result.segments[0].end_s == result.duration_s
 
 
 def test_words_that_are_hardly_in_the_sound_are_counted(folder, tmp_path, monkeypatch) -> None:
