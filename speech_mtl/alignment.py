@@ -9,6 +9,7 @@ alignment takes grows with the square of the length.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from speech_mtl.windows import cores
 
 DOUBTFUL = 0.01
 """Confidence below which a word is hardly in the sound."""
+FILE_NAME = re.compile(r"\S+\.[A-Za-z]\w{0,4}", re.ASCII)
+"""A text of one word with such an ending is a mistyped name rather than what was said."""
 
 
 @dataclass
@@ -116,9 +119,11 @@ def read_text(given: str) -> str:
         is_file = path.is_file()
     except OSError:  # a text that is too long for a name
         is_file = False
-    if not is_file:
-        return given
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise DecodingError(f"{path}: not a text in UTF-8") from None
+    if is_file:
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            raise DecodingError(f"{path}: not a text in UTF-8") from None
+    if FILE_NAME.fullmatch(given):
+        raise DecodingError(f"{given}: no such file; a text is given as words")
+    return given

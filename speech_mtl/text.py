@@ -30,7 +30,8 @@ def normalize(text: str, config: TextConfig) -> str:
         # format characters (Cf), such as soft hyphens and joiners, are within words; the space of no width is not
         text = "".join(char for char in text if unicodedata.category(char) != "Cf" or char == ZERO_WIDTH_SPACE)
         text = "".join(_keep_or_space(text, i) for i in range(len(text)))
-    return " ".join(text.split())
+    # capitals of some letters are several, and what a removed character parted may be one: written twice is as once
+    return " ".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _keep_or_space(text: str, i: int) -> str:

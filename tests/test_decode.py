@@ -127,6 +127,7 @@ def test_words_that_are_hardly_in_the_sound_are_counted(folder, tmp_path, monkey
     [
         ("mid " * 60, "samples: the text is too long for 1.00 s of audio: 240 tokens need 240 encoder frames"),
         ("low 7 mid café", "characters that this model cannot write: '7', 'a', 'c', 'f', 'é', as in 7, café"),
+        ("low T\u0308", "characters that this model cannot write: 'ẗ', as in ẗ"),
         ("?!", "has no words to align"),
     ],
 )
@@ -134,6 +135,14 @@ def test_texts_that_cannot_be_aligned_are_refused(folder, tmp_path, text: str, m
     recognizer = Recognizer.from_pretrained(folder, db=tmp_path / "s.db")
     with pytest.raises(DecodingError, match=message):
         align_recording(recognizer, (speech(1.0), RATE), text)
+
+
+def test_a_file_name_that_leads_nowhere_is_no_text(tmp_path) -> None:
+    for name in ("missing.txt", str(tmp_path / "script.md"), "скрипт.txt"):
+        with pytest.raises(DecodingError, match=r"\.(txt|md): no such file; a text is given as words"):
+            read_text(name)
+    for text in ("low", "low.", "what?!", "read missing.txt", "3.5", "今天。明天", "u.s.", "low " * 2000):
+        assert read_text(text) == text
 
 
 def test_silence_has_nothing_to_align_with(folder, tmp_path) -> None:

@@ -33,6 +33,14 @@ def test_normalize(text: str, changes: dict, expected: str) -> None:
     assert normalize(text, TextConfig(**changes)) == expected
 
 
+@pytest.mark.parametrize("case", ["upper", "lower", "keep"])
+@pytest.mark.parametrize("text", [*"ΐΰῒῗῢῧßŉ", "T\u0308", "\u03aa\u0301", "e\u00ad\u0301", *TEXTS])
+def test_a_normalised_text_is_its_own(case: str, text: str) -> None:
+    config = TextConfig.model_validate({"case": case})
+    once = normalize(text, config)
+    assert normalize(once, config) == once
+
+
 @pytest.mark.parametrize("units", ["characters", "bpe"])
 @pytest.mark.parametrize("text", [*TEXTS, ""])
 def test_round_trip(units: str, text: str, tmp_path: Path) -> None:
