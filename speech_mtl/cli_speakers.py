@@ -85,6 +85,8 @@ def verify(
 ) -> None:
     """Whether two recordings hold one voice: 'same' or 'different', score, probability, threshold (tab-separated).
 
+    The threshold is that of an enrolled voice; of two recordings under two seconds 'different' is said too often.
+
     \b
     Example: speech-mtl verify a.wav b.wav
     """
