@@ -219,7 +219,9 @@ class TrainConfig(Section):
     freeze: list[str] = []
     """Parts that are not trained, by the beginning of their weights' names, such as ["encoder", "tasks.asr."]; the
     first block's begin with "encoder.blocks.0.". They run as in use, without dropout and with fixed statistics; a head
-    keeps the classes it knows, and its loss still reaches the trunk. `trunk.frozen` names the parts of a recogniser."""
+    keeps the classes it knows, and its loss still reaches the trunk. A speaker head's voices follow a trunk that learns
+    below it, and its analysis does where everyone it knows is heard; whoever is not heard keeps their voice. On a trunk
+    that is frozen, too, both stay as they are. `trunk.frozen` names the parts of a recogniser."""
     select: str = "mean"
     """The best checkpoint has the lowest of: 'mean' (average of the tasks' dev errors), or one task's name."""
     eval_every: int = Field(1, gt=0)

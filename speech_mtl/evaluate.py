@@ -95,10 +95,11 @@ def fit_speakers(
 
     They are heard at every speed of the training, at most `utterances` of them at each, as they are and through another
     channel. Where the head is trained on stretches, two stretches of every utterance take part beside the whole. A
-    corpus counts by its share; without shares all speakers count alike.
+    corpus counts by its share; without shares all speakers count alike. A head on a trunk that is frozen as it is stays
+    what it is.
     """
     for name, task in model.tasks.items():
-        if not isinstance(task, Speaker):
+        if not isinstance(task, Speaker) or not model.moves(name):
             continue
         task.mel_scale_F.copy_(model.features.scale_F)
         per_speaker = min(max(2, utterances // len(task.speakers)), 50)

@@ -202,6 +202,13 @@ class SpeechModel(nn.Module):
         }
         return [name for name in own if any(p.requires_grad for part in own[name] for p in part.parameters())]
 
+    def moves(self, name: str) -> bool:
+        """Whether training changes a task's head, or the frames that it reads."""
+        lowest = self.config.branch_point(name)
+        below = [self.encoder.subsampling, *list(self.encoder.blocks.values())[:lowest]] if lowest else []
+        parts = [*below, *([self.branches[name]] if name in self.branches else []), self.tasks[name]]
+        return any(parameter.requires_grad for part in parts if part for parameter in part.parameters())
+
     def task(self, name: str) -> Task:
         return self.tasks[name]  # type: ignore[return-value]
 

@@ -17,6 +17,7 @@ from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.config import Config, parse_config
 from speech_mtl.data import DataError, describe_cut, read_cuts
 from speech_mtl.evaluate import enroll_references, evaluate, evaluate_rows, fit_speakers, headline, read_rows, summarize
+from speech_mtl.tasks import label_of
 
 
 def test_summary_equals_counts_made_by_hand() -> None:
@@ -143,3 +144,35 @@ def test_the_speaker_analysis_hears_every_corpus_at_every_speed(
     slow = [i for i, name in enumerate(speakers) if name == "ann@0.9"]
     usual = [i for i, name in enumerate(speakers) if name == "ann"]
     assert not torch.allclose(features_NP[slow].mean(0), features_NP[usual].mean(0), atol=1e-3)
+
+
+@pytest.mark.parametrize("learning", ["nothing", "another block", "trunk"])
+def test_a_frozen_speaker_head_follows_a_trunk_that_learns_and_loses_no_voice(
+    corpus: dict[str, str], tiny_config: Config, tmp_path: Path, learning: str
+) -> None:
+    """Without ann her voice stays, and the analysis in which it lies; on a trunk that stays, everything does."""
+    tiny_config.tasks["speaker"].lda_dim = 2
+    tiny_config.tasks["speaker"].blocks = 1
+    model = tiny_model(tiny_config)
+    everyone = [read_cuts([corpus["train"]])]
+    fit_speakers(model, everyone)
+    learns = {"nothing": "none", "another block": "encoder.blocks.1.", "trunk": "encoder."}[learning]
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(learns))
+        if parameter.requires_grad:
+            parameter.data += 0.05 * torch.randn_like(parameter)
+    before = {name: value.clone() for name, value in model.task("speaker").state_dict().items()}
+    CutSet.from_cuts(cut for cut in everyone[0] if label_of(cut, "speaker") != "ann").to_file(
+        tmp_path / "some.jsonl.gz"
+    )
+
+    def changed_by_fit(manifest: Path | str) -> set[str]:
+        fit_speakers(model, [read_cuts([manifest])])
+        return {name for name, value in model.task("speaker").state_dict().items() if not value.equal(before[name])}
+
+    assert model.moves("speaker") == (learning == "trunk")
+    assert changed_by_fit(tmp_path / "some.jsonl.gz") == ({"voices_CE"} if learning == "trunk" else set())
+    voices_CE = model.task("speaker").state_dict()["voices_CE"]
+    assert voices_CE[0].equal(before["voices_CE"][0]) and voices_CE[0].any()
+    analysis = {"voices_CE", "projection_PE", "offset_P"}
+    assert changed_by_fit(corpus["train"]) == (analysis if learning == "trunk" else set())

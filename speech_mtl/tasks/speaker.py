@@ -154,11 +154,29 @@ class Speaker(Task):
     ) -> None:  # fmt: skip
         """Set projection and voices from 'features' of utterances, with the number of the corpus that each is from.
 
-        In the projection a corpus counts by its share; without shares all speakers count alike. With too few speakers
-        for it the embedding is the trained one. A speaker without an utterance has no voice: zeros, like nobody's.
+        A speaker without an utterance has no voice: zeros, like nobody's. But a frozen head loses none that it knows:
+        where one of them has no utterance, that voice and the projection in which it lies stay.
         """
         device = self.offset_P.device
         features_NP = features_NP.to(device)
+        if any(parameter.requires_grad for parameter in self.parameters()):
+            self.voices_CE.zero_()
+        known = {name for name, voice_E in zip(self.speakers, self.voices_CE, strict=True) if bool(voice_E.any())}
+        if known <= set(speakers):
+            self._fit_projection(features_NP, speakers, corpora, shares)
+        projected_NE = self.project(features_NP)
+        for row, speaker in enumerate(self.speakers):
+            own_N = torch.tensor([name == speaker for name in speakers], device=device)
+            if bool(own_N.any()):
+                self.voices_CE[row] = F.normalize(projected_NE[own_N].sum(0), dim=0)
+
+    def _fit_projection(
+        self, features_NP: Tensor, speakers: list[str], corpora: list[int], shares: Sequence[float] | None
+    ) -> None:  # fmt: skip
+        """A corpus counts by its share; without shares all speakers count alike.
+
+        With too few speakers for it the embedding is the trained one.
+        """
         self.offset_P.zero_()
         self.projection_PE.copy_(torch.eye(*self.projection_PE.shape))
         if 0 < self.lda_dim < min(len(set(speakers)), self.projection_PE.size(1)):
@@ -169,10 +187,6 @@ class Speaker(Task):
             # columns beyond the directions are zero, so that the size does not depend on the data
             directions_PK = discriminant_directions(centred_NP, apart_PP, speakers, weights_N, self.lda_dim)
             self.projection_PE.zero_()[:, : self.lda_dim] = torch.from_numpy(directions_PK)
-        projected_NE = self.project(features_NP)
-        for row, speaker in enumerate(self.speakers):
-            own_N = torch.tensor([name == speaker for name in speakers], device=device)
-            self.voices_CE[row] = F.normalize(projected_NE[own_N].sum(0), dim=0)
 
     def loss(self, output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
         classes_B = targets["classes"][targets["mask"]]
