@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+from torch import nn
+
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import Config, ConfigError
 from speech_mtl.data import DataError, SpeechDataset, read_cuts, usable
@@ -17,9 +19,13 @@ ONLY_IN_TRAINING = {"dropout", "weight", "warmup_epochs", "intermediate", "consi
 
 
 def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
-    """A new model for the training data: tokenizer, classes and feature statistics are taken from it."""
+    """A new model for the training data: tokenizer, classes and feature statistics are taken from it.
+
+    The statistics are those of train.init where that model has the same features, which its weights are used to.
+    """
     if not config.data.train:
         raise DataError("data.train names no manifest")
+    check_names(config)
     taught = [name for name, task in config.tasks.items() if task.teacher]
     if taught and "speaker" in config.data.permute:
         accepted = f"tasks.{taught[0]}.teacher=0"
@@ -37,12 +43,23 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     check_freeze(config, model)
     model.seed_weights(config.train.seed)
     if start is not None:
+        check_features(model, start, config)
         start_from(model, start, config.train.init)
-    else:
+    if start is None or start.config.features != config.features:
         _measure_features(model, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(config.frozen_parts()))
     return model, inventory
+
+
+def check_names(config: Config) -> None:
+    """Raises ConfigError where a task's name cannot be that of a part of the model: PyTorch has it, or a dot in it."""
+    for name in config.tasks:
+        if not name or "." in name or hasattr(nn.ModuleDict(), name):
+            raise ConfigError(
+                f"tasks: found '{name}', accepted: names without a dot that torch.nn.ModuleDict does not have itself, "
+                f"such as 'my_{name.replace('.', '_') or 'task'}'"
+            )
 
 
 def keep_frozen_classes(inventory: Inventory, config: Config, start: SpeechModel) -> None:
@@ -53,7 +70,7 @@ def keep_frozen_classes(inventory: Inventory, config: Config, start: SpeechModel
 
 
 def check_freeze(config: Config, model: SpeechModel) -> None:
-    """Raises ConfigError where train.freeze names nothing of the model."""
+    """Raises ConfigError where train.freeze names nothing of the model, or all of it."""
     names = list(model.state_dict())
     for part in config.train.freeze:
         if not any(name.startswith(part) for name in names):
@@ -61,6 +78,22 @@ def check_freeze(config: Config, model: SpeechModel) -> None:
             parts = ["encoder.", *blocks, *(f"branches.{name}." for name in model.branches)]
             accepted = ", ".join([*parts, *(f"tasks.{name}." for name in model.tasks)])
             raise ConfigError(f"train.freeze: no weight's name begins with '{part}'; accepted: {accepted}, or longer")
+
+    if all(name.startswith(config.frozen_parts()) for name, _ in model.named_parameters()):
+        raise ConfigError(f"train.freeze: found {config.train.freeze}, which leaves nothing to train; take one out")
+
+
+def check_features(model: SpeechModel, start: SpeechModel, config: Config) -> None:
+    """Raises CheckpointError where the features' mean and scale are frozen, and were measured with other settings."""
+    if not any(name.startswith("features.") and name.startswith(config.frozen_parts()) for name in model.state_dict()):
+        return
+    theirs = start.config.features
+    if wrong := [
+        f"features.{key} is {value!r}, accepted: {accepted!r}"
+        for key, value in config.features
+        if value != (accepted := getattr(theirs, key))
+    ]:
+        raise CheckpointError(f"train.freeze: {'; '.join(wrong)}, as train.init {config.train.init} has")
 
 
 def check_frozen(config: Config, start: SpeechModel) -> None:
@@ -144,9 +177,12 @@ def _measure_features(model: SpeechModel, config: Config, utterances: int = 500)
     """The fixed mean and scale of the mel bins, from utterances spread over the training data."""
     cuts = [cut for cut in read_cuts(config.data.train) if usable(cut, config.data) is None]
     dataset = SpeechDataset(config)
-    log_mels = []
+    log_mels, failed = [], []
     for cut in cuts[:: max(1, len(cuts) // utterances)]:
         batch = dataset[0, [cut]]  # type: ignore[index]
+        failed += batch.failed
         if batch.cuts:
             log_mels.append(model.features.log_mel(batch.audio_BN, batch.samples_B)[0][0])
+    if not log_mels:
+        raise DataError(f"data.train: none of {len(failed)} recordings could be read; the first: {failed[0][1]}")
     model.features.measure(log_mels)
