@@ -34,6 +34,7 @@ from speech_mtl.checkpoint import (
 )
 from speech_mtl.encoder import Conformer
 from speech_mtl.engine import GRAPH, HEADS, INPUTS, EngineError, OnnxModel, block_names, onnxruntime
+from speech_mtl.features import frame_mask
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames
 
@@ -63,7 +64,10 @@ class Graph(nn.Module):
         stacks = [module for module in model.modules() if isinstance(module, Conformer)]
         for stack in stacks:
             stack.reach = reach
-        shared = model.trunk(values, lengths_B) if self.start == "audio" else model.shared(values, lengths_B)
+        if self.start == "audio":
+            shared = model.trunk(values, lengths_B)
+        else:  # features are 0 beyond an utterance's end; what is given may be anything there
+            shared = model.shared(values.masked_fill(~frame_mask(lengths_B, values.size(1))[..., None], 0.0), lengths_B)
         found = {"mel": shared.mel_BTF, "mel_lengths": shared.mel_lengths_B, "lengths": shared.lengths_B}
         for name in model.tasks:
             frames: Frames = model.up_to_head(name, shared)

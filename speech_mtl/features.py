@@ -18,6 +18,8 @@ from speech_mtl.config import AugmentConfig, FeatureConfig
 from speech_mtl.torchaudio_pair import torchaudio
 
 LOG_FLOOR = 2.0**-24
+MOST_MASKED = 0.2
+"""Of an utterance's frames, by one time mask."""
 CHANNEL_HZ, CHANNEL_STEP_DB = (0, 150, 400, 1000, 2500, 5000, 8000), 2.5
 """Of drawn microphones and rooms: where their gain is drawn, and the deviation of its steps from one to the next."""
 
@@ -87,7 +89,7 @@ class LogMel(nn.Module):
         with torch.autocast(audio_BN.device.type, enabled=False):
             if config.preemphasis:
                 audio_BN = torch.cat([audio_BN[:, :1], audio_BN[:, 1:] - config.preemphasis * audio_BN[:, :-1]], dim=1)
-            audio_BN = audio_BN * frame_mask(samples_B, audio_BN.size(1))
+            audio_BN = audio_BN.masked_fill(~frame_mask(samples_B, audio_BN.size(1)), 0.0)  # padding may be NaN
             if torch.compiler.is_exporting():
                 power_BTK = self._power_by_products(audio_BN)
             else:
@@ -108,6 +110,9 @@ class LogMel(nn.Module):
         basis_CW = torch.cat([angle_KW.cos(), angle_KW.sin()]) * self.window.double()
         # the window lies in the middle of the FFT, which is centred on its frame
         padding = config.n_fft // 2 - (config.n_fft - W) // 2
+        if W % 2:  # by one zero even, so that the number of frames is the same for all lengths up to the next hop
+            left = int(2 * padding < W)
+            basis_CW, padding = F.pad(basis_CW, (left, 1 - left)), padding + left
         parts_BCT = F.conv1d(audio_BN[:, None], basis_CW.float()[:, None], stride=config.hop_samples, padding=padding)
         cosine_BKT, sine_BKT = parts_BCT.chunk(2, dim=1)
         return (cosine_BKT.square() + sine_BKT.square()).transpose(1, 2)
@@ -139,10 +144,16 @@ class SpecAugment(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, mel_BTF: Tensor) -> Tensor:
-        mask = torchaudio.functional.mask_along_axis_iid  # works on any (..., axis, axis), here time then frequency
+    def forward(self, mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+        """Time masks lie within each utterance's own length, whatever the batch is padded to."""
+        B, T, _ = mel_BTF.shape
+        frames_1T = torch.arange(T, device=mel_BTF.device)[None, :]
+        most_B = (MOST_MASKED * lengths_B).long().clamp(max=self.config.time_mask_frames)
         for _ in range(self.config.time_masks):
-            mel_BTF = mask(mel_BTF, self.config.time_mask_frames, 0.0, axis=1, p=0.2)
-        for _ in range(self.config.freq_masks):
-            mel_BTF = mask(mel_BTF, self.config.freq_mask_bins, 0.0, axis=2)
+            width_B = torch.rand(B, device=mel_BTF.device) * most_B
+            first_B1 = (torch.rand(B, device=mel_BTF.device) * (lengths_B - width_B)).long()[:, None]
+            masked_BT = (frames_1T >= first_B1) & (frames_1T < first_B1 + width_B.long()[:, None])
+            mel_BTF = mel_BTF.masked_fill(masked_BT[..., None], 0.0)
+        for _ in range(self.config.freq_masks):  # works on any (..., axis, axis), here time then frequency
+            mel_BTF = torchaudio.functional.mask_along_axis_iid(mel_BTF, self.config.freq_mask_bins, 0.0, axis=2)
         return mel_BTF

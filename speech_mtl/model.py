@@ -132,7 +132,7 @@ class SpeechModel(nn.Module):
         """
         mel_BTF, mel_lengths_B = self.features(audio_BN, samples_B)
         if augment:
-            mel_BTF = self.spec_augment(mel_BTF)
+            mel_BTF = self.spec_augment(mel_BTF, mel_lengths_B)
             share = self.config.augment.company_prob
             if share and torch.rand(()).item() < share:
                 return self.in_company(mel_BTF, mel_lengths_B)

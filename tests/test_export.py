@@ -153,6 +153,34 @@ def test_the_graph_gives_for_a_padded_batch_what_the_model_gives_alone(
                 np.testing.assert_allclose(found, alone[name], atol=atol, rtol=0, err_msg=name)
 
 
+@pytest.mark.parametrize("kind", ["own", "parakeet", "mel"])
+@pytest.mark.parametrize("padding", [5.0, float("nan")])
+def test_the_padding_may_be_anything(kind: str, padding: float, request: pytest.FixtureRequest) -> None:
+    """As the export's card says."""
+    folder, exported = request.getfixturevalue(kind)
+    values, lengths_B = audio_batch()
+    values, lengths_B = (values[2:, :9600], lengths_B[2:])
+    if kind == "mel":
+        values, lengths_B = load_model(folder).features(values, lengths_B)
+    given = values.clone()
+    given[:, int(lengths_B) :] = padding
+    expected, found = (run_graph(exported / GRAPH, x, lengths_B, 10**6) for x in (values, given))
+    for name, output in found.items():
+        if output.ndim == 3 and name != "mel":
+            output, expected[name] = (x[:, : int(found["lengths"][0])] for x in (output, expected[name]))
+        np.testing.assert_allclose(output, expected[name], atol=1e-6, err_msg=name)
+
+
+def test_an_odd_window_is_exported(tmp_path: Path) -> None:
+    values = tiny_values({"train": "", "dev": ""})
+    values["tasks"], values["features"] = {"asr": {"type": "asr"}}, {"window_samples": 399}
+    model = tiny_model(parse_config(values, "test"))
+    exporting.write_graph(model, tmp_path / GRAPH, "audio")
+    audio_1N = audio_batch()[0][:1, :15999]
+    found = run_graph(tmp_path / GRAPH, audio_1N, torch.tensor([15999]), 10**6)
+    np.testing.assert_allclose(found["mel"][0], expected_outputs(model, audio_1N)["mel"], atol=5e-4)
+
+
 def test_the_graph_has_the_outputs_that_heads_read_and_no_others(
     own: tuple[Path, Path], mel: tuple[Path, Path]
 ) -> None:

@@ -83,11 +83,50 @@ def test_another_channel_filters_every_utterance_in_its_own_way() -> None:
 def test_spec_augment_masks_within_its_limits() -> None:
     torch.manual_seed(0)
     config = AugmentConfig(time_masks=1, time_mask_frames=50, freq_masks=1, freq_mask_bins=8)
-    masked = SpecAugment(config)(torch.ones(64, 100, 80))
+    masked = SpecAugment(config)(torch.ones(64, 100, 80), torch.full((64,), 100))
     frames = (masked.sum(2) == 0).sum(1)
     bins = (masked.sum(1) == 0).sum(1)
     assert frames.max() <= 20 and bins.max() <= 8  # at most 20 % of the time
     assert len(frames.unique()) > 5 and len(bins.unique()) > 3  # drawn for every utterance
+
+
+def test_time_masks_are_drawn_within_each_utterance() -> None:
+    """In a batch padded to 300 frames, utterances of 60, of which half a mask's longest 20 frames would be too much."""
+    torch.manual_seed(0)
+    mask = SpecAugment(AugmentConfig(time_masks=1, freq_masks=0))
+    masked_BT = mask(torch.ones(500, 300, 2), torch.full((500,), 60))[..., 0] == 0
+    frames_B = masked_BT.sum(1)
+    assert not masked_BT[:, 60:].any() and masked_BT[:, 2:56].any(0).all()
+    assert frames_B.max() == 11 and 0.7 < (frames_B > 0).float().mean() < 1
+    assert mask(torch.ones(2, 9, 4), torch.tensor([9, 0])).all()  # a fifth of either is less than 2 frames
+    assert mask(torch.ones(0, 9, 4), torch.zeros(0).long()).shape == (0, 9, 4)
+
+
+@pytest.mark.parametrize("normalize", ["corpus", "utterance"])
+def test_padding_may_be_anything(normalize: str) -> None:
+    features = LogMel(FeatureConfig.model_validate({"normalize": normalize}))
+    audio_BN, samples_B = 0.1 * torch.randn(2, 8000), torch.tensor([8000, 4321])
+    audio_BN[1, 4321:] = 0
+    expected = features(audio_BN, samples_B)[0]
+    for padding in (3.0, float("nan"), float("inf")):
+        audio_BN[1, 4321:] = padding
+        assert features(audio_BN, samples_B)[0].equal(expected)
+
+
+@pytest.mark.parametrize("n_fft", [512, 511])
+@pytest.mark.parametrize("window", [400, 399, 511])
+def test_the_power_for_graphs_is_that_of_the_fft(n_fft: int, window: int) -> None:
+    """Also of windows of an odd length, whose frames are as many as an even one's."""
+    features = LogMel(FeatureConfig(n_fft=n_fft, window_samples=window))
+    for samples in (1599, 1600, 1601, 1759):
+        audio_BN = torch.randn(1, samples)
+        power_BTK = features._power_by_products(audio_BN)
+        spectrum_BKT = torch.stft(
+            audio_BN, n_fft, 160, window, features.window, center=True, pad_mode="constant", return_complex=True
+        )
+        assert power_BTK.size(1) == samples // 160 + 1
+        expected_BTK = spectrum_BKT.abs().square().transpose(1, 2)[:, : samples // 160]
+        torch.testing.assert_close(power_BTK[:, : samples // 160], expected_BTK, atol=1e-2, rtol=1e-4)
 
 
 def test_frame_mask() -> None:
