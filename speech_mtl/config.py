@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -33,11 +33,19 @@ class FeatureConfig(Section):
     n_fft: int = Field(512, gt=0)
     window_samples: int = Field(400, gt=0)
     hop_samples: int = Field(160, gt=0)
-    f_max_hz: float = 8000.0
+    f_max_hz: float = Field(8000.0, gt=0)
     preemphasis: float = Field(0.97, ge=0, lt=1)
     normalize: Literal["corpus", "utterance"] = "corpus"
     """'corpus': fixed mean and scale per mel bin, measured on the training data; 'utterance': per bin and utterance, as
     Parakeet does, which removes the speaker from short utterances."""
+
+    @model_validator(mode="after")
+    def _limits(self) -> FeatureConfig:
+        limits = {"window_samples": ("n_fft", self.n_fft), "f_max_hz": ("half the sample rate", self.sample_rate / 2)}
+        for key, (limit, most) in limits.items():
+            if (found := getattr(self, key)) > most:
+                raise ValueError(f"{key}: found {found:g}, accepted: {limit}, {most:g}, or less")
+        return self
 
 
 class EncoderConfig(Section):
@@ -175,7 +183,7 @@ class DataConfig(Section):
 
 
 class AugmentConfig(Section):
-    speeds: list[float] = [1.0]
+    speeds: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field([1.0], min_length=1)
     """Speed factors, one drawn per utterance; for the speaker task every factor makes its own speakers."""
     gain_db: float = Field(6.0, ge=0)
     """Level drawn from ± this many dB."""

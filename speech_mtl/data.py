@@ -168,7 +168,9 @@ class SpeechDataset(Dataset):
     """(epoch, cuts) -> Batch. With `augment` the cuts are changed as the config says."""
 
     def __init__(self, config: Config, augment: bool = False):
-        self.sample_rate, self.seed, self.data = config.features.sample_rate, config.train.seed, config.data
+        self.sample_rate, self.seed = config.features.sample_rate, config.train.seed
+        # fewer samples than a hop give no frame
+        self.least_samples = max(config.data.min_utterance_s * self.sample_rate, config.features.hop_samples)
         self.augment = config.augment if augment else None
         # read before the first batch, so that a wrong path is not taken for an utterance that cannot be read
         self.noises = list(Manifest(config.augment.noise)) if augment and config.augment.noise else []
@@ -211,8 +213,9 @@ class SpeechDataset(Dataset):
         audio = cut.resample(self.sample_rate).load_audio().mean(axis=0, dtype=np.float32)
         if not np.isfinite(audio).all():
             raise DataError("holds samples that are not numbers (NaN or infinite)")
-        if len(audio) < self.data.min_utterance_s * self.sample_rate:
-            raise DataError(f"{len(audio) / self.sample_rate:.3f} s, shorter than {self.data.min_utterance_s:g} s")
+        if len(audio) < self.least_samples:
+            least_s = self.least_samples / self.sample_rate
+            raise DataError(f"{len(audio) / self.sample_rate:.3f} s, shorter than {least_s:g} s")
         return audio
 
     def _mix_noise(self, cut: Cut, config: AugmentConfig, rng: random.Random) -> Cut:

@@ -111,6 +111,16 @@ def test_bad_recordings_are_reported_and_the_others_read(
     assert "NaN" in reasons["nan"] and "shorter than" in reasons["short"] and "gone.wav" in reasons["gone"]
 
 
+def test_an_utterance_without_a_frame_is_too_short(corpus: dict[str, str], tmp_path: Path) -> None:
+    config = parse_config(tiny_values(corpus) | {"data": {"min_utterance_s": 0.001}}, "test")
+    cuts = []
+    for samples in (159, 160):
+        soundfile.write(tmp_path / f"{samples}.wav", 0.1 * np.ones(samples), RATE)
+        cuts.append(Recording.from_file(tmp_path / f"{samples}.wav").to_cut().with_id(str(samples)))
+    batch = SpeechDataset(config)[0, cuts]
+    assert [cut.id for cut in batch.cuts] == ["160"] and "0.010 s, shorter than 0.01 s" in dict(batch.failed)["159"]
+
+
 def test_speed_makes_a_new_speaker(corpus: dict[str, str]) -> None:
     values = tiny_values(corpus)
     values["augment"] = {"speeds": [0.8], "gain_db": 0.0}
