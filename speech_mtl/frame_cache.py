@@ -175,7 +175,11 @@ def _fill(
                 os.fsync(file.fileno())
         index = described | {"failed": failed, "ids": ids, "samples": samples}
         (temporary / INDEX).write_text(json.dumps(index) + "\n", encoding="utf-8")
-        os.replace(temporary, folder)
+        try:
+            os.replace(temporary, folder)
+        except OSError:  # another run was there first; its frames are the same
+            if not folder.is_dir():
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

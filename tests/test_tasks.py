@@ -100,6 +100,20 @@ def test_speeds_are_classes_but_no_answers(corpus: dict[str, str]) -> None:
     assert task.predict(task.eval()(frames))[0]["cosine"].shape == (3,)
 
 
+def test_a_label_that_is_the_speaker_is_one_at_every_speed(corpus: dict[str, str]) -> None:
+    values = tiny_values(corpus) | {"augment": {"speeds": [0.8, 0.9, 1.0]}}
+    values["tasks"] = {"who": {"type": "classify", "label": "speaker"}, "gender": {"type": "classify"}}
+    config = parse_config(values, "test")
+    tasks = SpeechModel(config, None, {"who": ["ann", "bob", "cid"], "gender": ["female", "male"]}).tasks
+    cuts = [cut for cut in read_cuts([corpus["dev"]])]
+    batch = SpeechDataset(config, augment=True)[0, cuts]
+    assert len({label_of(cut, "speaker") for cut in batch.cuts}) > 3
+    found = tasks["who"].targets(batch.cuts, batch.samples_B)  # type: ignore[operator]
+    expected = [["ann", "bob", "cid"].index(label_of(cut, "speaker") or "") for cut in cuts]
+    assert found["mask"].all() and found["classes"].tolist() == expected
+    assert tasks["gender"].targets(batch.cuts, batch.samples_B)["mask"].all()  # type: ignore[operator]
+
+
 def test_pooling_of_constant_frames() -> None:
     """Whatever the attention, constant frames have themselves as mean and no deviation; so has a constant spectrum."""
     pooling = Pooling(d_model=4, n_mels=2, n_blocks=2, mel_ratio=4).eval()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from speech_mtl.tasks import Frames, Task, label_of
 from speech_mtl.tasks.pooling import Pooling
+from speech_mtl.tasks.speaker import speed_label
 
 if TYPE_CHECKING:
     from lhotse.cut import Cut
@@ -25,6 +26,9 @@ class Classify(Task):
         super().__init__()
         task, D = config.tasks[name], config.encoder.d_model
         self.label, self.classes = task.label or name, classes
+        # a speaker at another speed has another name, see cuts.py, and is the same label
+        speeds = [*config.augment.speeds, 1.0] if self.label == "speaker" else [1.0]
+        self.index = {speed_label(label, factor): i for factor in speeds for i, label in enumerate(classes)}
         n_blocks = len(config.blocks_read(name))
         ratio = config.encoder.subsampling
         self.pooling = Pooling(D, config.features.n_mels, n_blocks, ratio, task.spectrum, task.adaptor_dim)
@@ -32,8 +36,7 @@ class Classify(Task):
         self.linear = nn.Linear(self.pooling.size, len(classes))
 
     def targets(self, cuts: list[Cut], lengths_B: Tensor) -> dict[str, Tensor]:
-        index = {label: i for i, label in enumerate(self.classes)}
-        classes_B = torch.tensor([index.get(label_of(cut, self.label) or "", -1) for cut in cuts])
+        classes_B = torch.tensor([self.index.get(label_of(cut, self.label) or "", -1) for cut in cuts])
         return {"classes": classes_B, "mask": classes_B >= 0}
 
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
