@@ -78,22 +78,23 @@ def teach(
 
     The vectors are less their mean where there are several speakers, which says more of a corpus than of its voices,
     and of length 1 again. What is heard already is kept in `out`.part, from which a stopped call goes on.
-    Raises DataError, EngineError.
+    Raises DataError.
     """
     cuts = list(Manifest(manifest))
     if repeated := len(cuts) - len({cut.id for cut in cuts}):
         raise DataError(f"manifest {manifest}: {repeated} cuts have an id that was there before; ids must differ")
     part = out.with_name(f"{out.name}.part")
-    heard, bad = _begun(part, teacher, speeds), []
+    heard, bad = _begun(part, [teacher.key, list(speeds), hashlib.sha256(manifest.read_bytes()).hexdigest()]), []
     with part.open("a", encoding="utf-8") as file:
         for number, cut in enumerate(cuts, start=1):
             if cut.id not in heard:
                 try:
                     audios = [_audio(cut if speed == 1 else cut.perturb_speed(speed)) for speed in speeds]
+                    vectors = [teacher(audio).tolist() for audio in audios]
                 except Exception as error:  # lhotse raises many kinds; the cut's name is what the user needs
                     bad.append(f"{manifest}: cut '{cut.id}': {' '.join(str(error).split())[:300]}")
                 else:
-                    heard[cut.id] = [teacher(audio).tolist() for audio in audios]
+                    heard[cut.id] = vectors
                     file.write(json.dumps([cut.id, heard[cut.id]]) + "\n")
                     file.flush()
             on_done(number)
@@ -126,9 +127,9 @@ def _audio(cut: Any) -> np.ndarray:
     return audio_N
 
 
-def _begun(part: Path, teacher: Teacher, speeds: Sequence[float]) -> dict[str, list[list[float]]]:
-    """What a stopped call has heard by this teacher at these speeds; the file is begun anew where it is another's."""
-    head = json.dumps([teacher.key, list(speeds)])
+def _begun(part: Path, key: list[Any]) -> dict[str, list[list[float]]]:
+    """What a stopped call with this teacher, these speeds and this manifest has heard; another's file is begun anew."""
+    head = json.dumps(key)
     if part.exists():
         lines = part.read_text(encoding="utf-8").split("\n")
         if lines[0] == head:

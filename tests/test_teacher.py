@@ -147,6 +147,52 @@ def test_what_cannot_be_heard_is_named_and_kept_without_a_vector(tmp_path: Path)
     assert len(after) == 6 and has == [cut.id != broken.id for cut in after]
 
 
+def test_what_the_teacher_refuses_is_named_and_kept_without_a_vector(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, out = make_corpus(tmp_path / "audio", 2, seed=4), tmp_path / "taught.jsonl.gz"
+    hear = Teacher.__call__
+    shortest = min(cut.num_samples for cut in read_cuts([manifest]))
+
+    def refusing(self: Teacher, audio: np.ndarray) -> np.ndarray:
+        if len(audio) == shortest:
+            raise EngineError("teacher: gives an array (16,) that is no vector of finite numbers")
+        return hear(self, audio)
+
+    monkeypatch.setattr(Teacher, "__call__", refusing)
+    named = teach(manifest, out, teacher, [1.0])
+    refused = {cut.id for cut in read_cuts([manifest]) if cut.num_samples == shortest}
+    assert 0 < len(named) == len(refused) < 6 and all(any(f"cut '{i}': teacher: " in n for n in named) for i in refused)
+    has = {cut.id for cut in read_cuts([out]) if VECTORS in (cut.supervisions[0].custom or {})}
+    assert has == {cut.id for cut in read_cuts([manifest])} - refused
+    monkeypatch.setattr(Teacher, "__call__", lambda self, audio: refusing(self, audio[:shortest]))
+    with pytest.raises(DataError, match="none of 6 utterances could be heard; the first: .*teacher: gives an array"):
+        teach(manifest, out, teacher, [1.0])
+
+
+def test_another_manifest_with_the_same_ids_is_heard_anew(
+    tmp_path: Path, teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest, out = make_corpus(tmp_path / "audio", 2, seed=4), tmp_path / "taught.jsonl.gz"
+    hear, heard = Teacher.__call__, []
+
+    def stopping(self: Teacher, audio: np.ndarray) -> np.ndarray:
+        if len(heard) == 3:
+            raise KeyboardInterrupt
+        heard.append(len(audio))
+        return hear(self, audio)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Teacher, "__call__", stopping)
+        teach(manifest, out, teacher, [1.0])
+    halves = [cut.truncate(duration=cut.duration / 2, preserve_id=True) for cut in read_cuts([manifest])]
+    CutSet.from_cuts(halves).to_file(manifest)
+    teach(manifest, out, teacher, [1.0])
+    for cut in read_cuts([out]):
+        vector = cut.supervisions[0].custom[VECTORS]["1"]
+        np.testing.assert_allclose(vector, teacher(cut.load_audio()[0]), atol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["absent", "no graph", "40 bins"])
 def test_refused_teacher(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "teacher.onnx"
