@@ -1,13 +1,16 @@
-"""What a person sees of a training run: progress bar, a line per epoch, TensorBoard, and training/metrics.jsonl."""
+"""What a person sees of a training run: progress bar, a line per epoch, TensorBoard, training/metrics.jsonl; Ctrl-C."""
 
 from __future__ import annotations
 
 import json
+import signal
+import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -121,3 +124,27 @@ class TrainingConsole:
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         self.last = time.monotonic()
+
+
+class Stoppable(Protocol):
+    interrupted: bool
+
+
+@contextmanager
+def stopped_by_signals(trainer: Stoppable) -> Iterator[None]:
+    """Ctrl-C and SIGTERM let the step in hand finish and be saved; a second Ctrl-C ends at once."""
+
+    def stop(number: int, frame: Any) -> None:
+        if trainer.interrupted:
+            raise KeyboardInterrupt
+        trainer.interrupted = True
+        print("\nstopping after this step (Ctrl-C again: at once, unsaved)", file=sys.stderr)
+
+    old = {}
+    if threading.current_thread() is threading.main_thread():
+        old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)

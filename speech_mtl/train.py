@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import json
 import math
-import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -27,7 +26,7 @@ from speech_mtl import frame_cache, interference
 from speech_mtl.calibration import Calibration, save_calibration
 from speech_mtl.checkpoint import CheckpointError, save_model, write_atomically
 from speech_mtl.config import Config
-from speech_mtl.console import METRICS, TrainingConsole
+from speech_mtl.console import METRICS, TrainingConsole, stopped_by_signals
 from speech_mtl.data import (
     Batch,
     DataError,
@@ -133,7 +132,7 @@ class Trainer:
             TrainingConsole(
                 self.config, self.inventory, self.out, self.accelerator.is_main_process, self.shown_losses
             ) as console,
-            _signals(self),
+            stopped_by_signals(self),
         ):
             if self.accelerator.is_main_process and len(self.kinds) > 1 and not self.step:
                 for warning in disjoint_tasks(label_groups(self.config.data.train, self.config), self.config):
@@ -366,30 +365,6 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rngs"][self.accelerator.process_index].clone())
         elif torch.cuda.is_available() and "cuda_rng" in state:  # until November 2026 of the first process alone
             torch.cuda.set_rng_state(state["cuda_rng"])
-
-
-class _signals:
-    """Ctrl-C and SIGTERM let the step in hand finish and be saved; a second Ctrl-C ends at once."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer = trainer
-
-    def __enter__(self) -> None:
-        def stop(number: int, frame: Any) -> None:
-            if self.trainer.interrupted:
-                raise KeyboardInterrupt
-            self.trainer.interrupted = True
-            print("\nstopping after this step (Ctrl-C again: at once, unsaved)", file=sys.stderr)
-
-        import threading
-
-        self.old = {}
-        if threading.current_thread() is threading.main_thread():
-            self.old = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.old.items():
-            signal.signal(number, handler)
 
 
 def _card(config: Config, inventory: Inventory, epoch: int, summary: dict[str, Any]) -> str:
