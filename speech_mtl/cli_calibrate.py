@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -50,7 +51,7 @@ def calibrate(
     recognizer = load_recognizer(model, db)
     from speech_mtl import calibrating, trials
     from speech_mtl.calibration import save_calibration
-    from speech_mtl.speakers import SpeakerDatabase, default_path
+    from speech_mtl.speakers import SpeakerDatabase, SpeakerDatabaseError, default_path
 
     database, source = None, context.get_parameter_source("db")
     # by name: typer may have an enumeration of its own, and not click's
@@ -92,9 +93,10 @@ def calibrate(
     if database is None:
         assert model is not None
         note(f"written: {save_calibration(model, found)}")
-        own = SpeakerDatabase(default_path(), None)
-        if own.model_fingerprint() == recognizer.model.fingerprint and own.calibration() is not None:
-            note(f"{own.path} has a calibration of its own, which goes first where its speakers are asked for")
+        with suppress(SpeakerDatabaseError):  # it was not asked about
+            own = SpeakerDatabase(default_path(), None)
+            if own.model_fingerprint() == recognizer.model.fingerprint and own.calibration() is not None:
+                note(f"{own.path} has a calibration of its own, which goes first where its speakers are asked for")
     else:
         database.set_calibration(found.to_json())
         note(f"written: the calibration in {database.path}")

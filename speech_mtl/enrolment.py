@@ -21,9 +21,9 @@ from speech_mtl.speakers import SpeakerDatabase, Utterance, normalized
 from speech_mtl.windows import cores
 
 FRAME_S = 0.02
-QUIETEST, LOUDEST, MOST_LOUD_S = 10, 95, 0.75
+QUIETEST, LOUDEST, MOST_LOUD_S = 10, 95, 1.5
 """Percentiles of the frames' levels that stand for the noise and for loud speech, which is no more than so long: in a
-long recording with a few words the loudest twentieth is quiet."""
+long recording with a few words the loudest twentieth is quiet. Less would be a door, or a cough."""
 SPEECH_RANGE_DB = 30.0
 """Frames so far below loud speech are no speech; where it is noisy, those near the noise are none either."""
 GAP_S = 0.2
@@ -210,6 +210,14 @@ def check_recording(heard: Heard, calibration: Calibration) -> None:
         raise EnrolmentError(f"{heard.name}: {reason} (--force enrols it anyway)")
 
 
+def repeated(new: list[Utterance], earlier: list[Utterance]) -> list[bool]:
+    """Which recordings are enrolled already, or are another of them: once more they tell nothing more of the voice."""
+    return [
+        any(float(one.embedding @ other.embedding) > SAME_RECORDING for other in [*earlier, *new[:i]])
+        for i, one in enumerate(new)
+    ]
+
+
 def check_names(
     name: str, new: list[Utterance], files: list[str], database: SpeakerDatabase, calibration: Calibration, force: bool
 ) -> list[str]:
@@ -221,7 +229,7 @@ def check_names(
     there = database.utterances()
     together = [*there.get(name, []), *new]
     speech_s = sum(one.speech_s or 0.0 for one in together)
-    found = _repeated(new, files, there.get(name, []))
+    found = []
     if speech_s < LEAST_TOGETHER_S and not any(one.speech_s is None for one in together):
         found.append(f"{name}: {speech_s:.2f} s of speech in all; expected at least {LEAST_TOGETHER_S:g} s")
     if calibration.false_acceptance is not None:
@@ -242,15 +250,6 @@ def check_names(
         if (clipped := quality.get("clipped") or 0.0) >= CLIPPED_SHARE:
             found.append(f"{file}: clipped: {100 * clipped:.1f} % of the samples are at full scale")
     return found
-
-
-def _repeated(new: list[Utterance], files: list[str], earlier: list[Utterance]) -> list[str]:
-    """Recordings that are enrolled already, or twice here: as one and the same they tell nothing more of the voice."""
-    return [
-        f"{file}: enrolled already"
-        for i, (file, one) in enumerate(zip(files, new, strict=True))
-        if any(float(one.embedding @ other.embedding) > SAME_RECORDING for other in [*earlier, *new[:i]])
-    ]
 
 
 def _strangers(

@@ -22,7 +22,7 @@ from speech_mtl.audio import Audio, AudioError
 from speech_mtl.calibration import Calibration, parse_calibration, read_calibration
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.diarize import Phrase, Population, Voices, find_voices, parted
-from speech_mtl.enrolment import Heard, check_names, check_recording, listen
+from speech_mtl.enrolment import EnrolmentError, Heard, check_names, check_recording, listen, repeated
 from speech_mtl.language import Decoder, Decoding
 from speech_mtl.listening import Hearing, hear_all
 from speech_mtl.model import SpeechModel
@@ -244,10 +244,16 @@ class Recognizer:
         """Enrol what `listen_to_enroll` gave; see `enroll`."""
         if not heard:
             return []
-        new = [Utterance(self._voice(one), one.loudness.speech_s, one.quality) for one in heard]
-        warnings = check_names(name, new, [one.name for one in heard], self.database, self.calibration, force)
+        all_of_them = [Utterance(self._voice(one), one.loudness.speech_s, one.quality) for one in heard]
+        known = repeated(all_of_them, self.database.utterances().get(name, []))
+        twice = dict.fromkeys(one.name for one, is_known in zip(heard, known, strict=True) if is_known)
+        if all(known):
+            raise EnrolmentError(f"{', '.join(twice)}: enrolled already under '{name}'; nothing is new")
+        new = [one for one, is_known in zip(all_of_them, known, strict=True) if not is_known]
+        files = [one.name for one, is_known in zip(heard, known, strict=True) if not is_known]
+        warnings = check_names(name, new, files, self.database, self.calibration, force)
         self.database.add_utterances({name: new})
-        return warnings
+        return [f"{file}: enrolled already under '{name}', left out" for file in twice] + warnings
 
     @staticmethod
     def _voice(heard: Heard) -> np.ndarray:

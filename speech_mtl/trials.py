@@ -116,15 +116,16 @@ def distinct(recordings: Iterable[Labelled]) -> list[Labelled]:
     """The recordings without repeats: one that is reference and trial at once would be told apart from nothing."""
     found: dict[object, Labelled] = {}
     for one in recordings:
-        found.setdefault(_sound_of(one.recording), one)
+        found.setdefault(_sound_of(one), one)
     return list(found.values())
 
 
-def _sound_of(recording: Path | Cut) -> object:
+def _sound_of(one: Labelled) -> object:
+    recording = one.recording
     if isinstance(recording, Path):
         return recording.resolve()
     if not isinstance(recording, MonoCut):
-        return recording.id
+        return one.source, one.speaker, recording.id  # made of several, and called by its manifest
     sources = [(source.type, str(source.source)) for source in recording.recording.sources]
     return str(sources), recording.channel, recording.start, recording.duration
 

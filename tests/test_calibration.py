@@ -249,6 +249,9 @@ def test_calibrate_a_folder(recordings: Path, tmp_path: Path, monkeypatch: pytes
     assert Recognizer.from_pretrained(model, db=db).calibration.false_acceptance == 0.2
     again = call("calibrate", recordings, "-m", model, "--fa", "0.1", "--force")
     assert f"{db} has a calibration of its own, which goes first" in again.stderr
+    monkeypatch.setenv("SPEECH_MTL_SPEAKERS", str(recordings.parent / "voices" / "notes.txt"))
+    assert call("calibrate", recordings, "-m", model, "--fa", "0.1", "--force").exit_code == 0  # not asked about
+    monkeypatch.setenv("SPEECH_MTL_SPEAKERS", str(db))
     said = call("identify", recordings / "ann" / "0.wav", "-m", model, "--db", db)
     assert said.exit_code == 0 and "20 % false acceptance" in said.stderr
     assert call("enroll", "ann", recordings / "ann" / "0.wav", "-m", model, "--db", db, "--force").exit_code == 0
@@ -266,6 +269,10 @@ def test_a_recording_that_is_listed_twice_counts_once(recordings: Path, corpus: 
     assert distinct([*cuts, *labelled([corpus["train"]])]) == cuts
     halves = [one._replace(recording=one.recording.truncate(duration=0.2)) for one in cuts]  # type: ignore[union-attr]
     assert len(distinct([*cuts, *halves])) == 2 * len(cuts)
+    mixed = [one._replace(recording=one.recording.append(one.recording).with_id("0")) for one in cuts]  # type: ignore[union-attr]
+    assert (
+        len(distinct([*mixed, *(one._replace(speaker="eve") for one in mixed)])) == len({m.speaker for m in mixed}) + 1
+    )
 
 
 def test_longer_speech_is_held_to_no_lower_threshold_however_many_are_enrolled() -> None:

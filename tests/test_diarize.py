@@ -134,6 +134,10 @@ def test_a_voice_that_is_two_enrolled_ones_is_taken_apart() -> None:
         parted(find_voices(phrases[::2], POPULATION), phrases[::2], references, lambda seconds: 0.8),
     ):
         assert len(kept.centres) == 1
+    tilted = normalized(ann + 0.35 * normalized(rng.standard_normal((2, E))))  # one voice, and two names on either side
+    one_voice = [phrase([one_piece(2.0 * i, 2.0 * i + 1.2, normalized(tilted[i % 2]))]) for i in range(20)]
+    both = find_voices(one_voice, POPULATION, 1)
+    assert len(parted(both, one_voice, tilted, lambda seconds: 0.8).centres) == 1
     short = [phrases[0], phrases[1], phrases[2]]  # 1.1 s of bob
     assert len(parted(find_voices(short, POPULATION, 1), short, references, lambda seconds: 0.8).centres) == 1
 

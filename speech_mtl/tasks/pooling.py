@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from speech_mtl.features import frame_mask
 from speech_mtl.tasks import Frames, stretch
 
-LOUDEST, MOST_LOUD, SPEECH_RANGE = 0.05, 50, 0.9
+LOUDEST, MOST_LOUD, SPEECH_RANGE = 0.05, 75, 0.9
 """Frames whose level, the mean of the normalised mel bins, is within this of the loudest twentieth are taken for
-speech: 13 dB where the bins are normalised by a corpus. A twentieth, but no more than 50 frames (half a second): of a
-long recording with a few words the twentieth is quiet, and quiet would be heard as the voice."""
+speech: 13 dB where the bins are normalised by a corpus. A twentieth, but no more than 75 frames: of a long recording
+with a few words the twentieth is quiet, and quiet would be heard as the voice; of fewer a door would be."""
 LEAST_SCORE = -60.0
 """Attention scores count from so far below the utterance's highest, within what single precision can tell from 0."""
 
