@@ -58,8 +58,8 @@ MOST_VOICES = 10
 PART_S, PART_MARGIN, PARTS_ALIKE = 3.0, 0.1, 0.68
 """Both parts of a voice that is taken apart hold so many seconds, are so much nearer to their own name than to the
 other, and are no more alike than that: among a hundred names some two share out one voice's phrases. In 60
-conversations of dev speakers, six people enrolled, one of 240 voices is taken apart wrongly; with 110 none. Parts of two
-voices put together are alike by 0.61 at most there, those of one voice by 0.77 or more with 110 enrolled."""
+conversations of dev speakers, six people enrolled, one of 240 voices is taken apart wrongly; with 110 none. Parts of
+two voices put together are alike by 0.61 at most there, those of one voice by 0.77 or more with 110 enrolled."""
 LITTLE_S, ALIKE = 20.0, 0.5
 """Where fewer seconds are spoken, voices that are so alike are one: the prior, which counts less there, would split
 every fourth recording of one voice. Chosen on single utterances, pairs, and conversations of 20 seconds of the dev
