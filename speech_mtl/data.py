@@ -7,6 +7,7 @@ an uninterrupted one would have seen.
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import json
 import random
@@ -18,8 +19,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import IO, Any, Protocol
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -281,7 +285,7 @@ def batches(
 
 
 def _loader(dataset: SpeechDataset, items: Iterable[tuple[int, Iterable[Cut]]], config: Config) -> DataLoader:
-    return DataLoader(
+    return _Loader(
         dataset, sampler=items, batch_size=None,
         num_workers=config.data.workers, worker_init_fn=_leave_signals_to_the_loop,
         # a generator of its own: the loader draws a seed at every start, which must not move the model's random state
@@ -335,6 +339,29 @@ def _at_their_lengths(cuts: CutSet, config: Config, epoch: int) -> CutSet:
     if config.data.match_lengths:
         cuts = CutSet(MatchedLengths(cuts, config, epoch))
     return cuts
+
+
+class _Loader(DataLoader):
+    """Its workers end with the process, whatever holds on to them then.
+
+    An error's traceback does; and at the exit multiprocessing asks workers to end by the very signal that they ignore,
+    and waits for them.
+    """
+
+    def __iter__(self) -> Any:
+        before = set(active_children())
+        iterator = super().__iter__()
+        WORKERS.update(set(active_children()) - before)
+        return iterator
+
+
+WORKERS: WeakSet[BaseProcess] = WeakSet()
+
+
+@atexit.register
+def _end_workers() -> None:
+    for worker in WORKERS:
+        worker.kill()
 
 
 def _leave_signals_to_the_loop(worker: int) -> None:

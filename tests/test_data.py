@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -221,3 +223,22 @@ def test_inventory_counts_what_is_labelled(tiny_config: Config, tmp_path: Path, 
     found = take_inventory(read_cuts([corpus["dev"], silent]), tiny_config)
     assert (found.utterances, len(found.texts)) == (18, 12)
     assert found.labels() == {"speaker": ["ann", "bob", "cid"]}
+
+
+def test_an_error_that_holds_the_loader_does_not_keep_the_process(corpus: dict[str, str]) -> None:
+    """Its workers ignore SIGTERM, by which multiprocessing ends them at the exit, and waits."""
+    values = tiny_values(corpus)
+    values["data"]["workers"] = 1
+    script = (
+        "import json, sys\n"
+        "from speech_mtl.config import parse_config\n"
+        "from speech_mtl.data import batches, read_cuts\n"
+        "config = parse_config(json.loads(sys.argv[1]), 'test')\n"
+        "held = iter(batches(read_cuts(config.data.train), config))\n"
+        "next(held)\n"
+        "raise SystemError('not known to anybody')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, json.dumps(values)], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1 and "not known to anybody" in done.stderr
