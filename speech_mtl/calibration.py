@@ -119,7 +119,9 @@ class Calibration(BaseModel):
         """Where the thresholds come from, in a line."""
         low, high = min(b.thresholds[0] for b in self.bands), max(b.thresholds[0] for b in self.bands)
         values = (
-            f"threshold {low:g}" if len(self.bands) == 1 else f"thresholds {low:g} to {high:g} by seconds of speech"
+            f"threshold {low:g}"
+            if len(self.bands) == 1
+            else f"thresholds {low:g} to {high:g} by seconds of speech, and higher for many enrolled"
         )
         rate = "" if self.false_acceptance is None else f"{100 * self.false_acceptance:g} % false acceptance on "
         return f"speaker {values} ({rate}{self.measured_on or 'not measured for this model'})"

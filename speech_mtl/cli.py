@@ -63,7 +63,13 @@ def prepare_(
     source: Annotated[Path | None, typer.Option(help="Folder or file that holds the corpus.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the manifests; data/CORPUS if not given.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the corpus from its public address.")] = False,
-    option: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="An option of the corpus.")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KEY=VALUE",
+            help="An option of the corpus, repeatable; a wrong KEY lists them, data_prep/CORPUS.py explains them.",
+        ),
+    ] = None,
 ) -> None:
     """Turn a corpus into manifests, one a split, and say what is in them.
 
@@ -224,8 +230,11 @@ def evaluate_(
 ) -> None:
     """Score a model: a table here; summary.json, utterances.jsonl and report.html in a folder.
 
+    With --conversations summary.json, conversations.jsonl and a NAME.json of each. What the folder holds of an earlier
+    evaluation is replaced.
+
     \b
-    Example: speech-mtl evaluate runs/an4 data/an4/test.jsonl.gz --enroll data/an4/test_enroll.jsonl.gz --out eval
+    Example: speech-mtl evaluate runs/an4 data/an4/trial.jsonl.gz --enroll data/an4/enroll.jsonl.gz --out eval
     """
     out = out or model / "eval"
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
@@ -259,6 +268,10 @@ def evaluate_(
     typer.echo(terminal_markdown(summary))
     for effect in decoder.effects(texts) if decoding else []:
         note(effect)
+    if any(
+        kind == "speaker" and "accuracy" not in summary.get(name, {"accuracy": None}) for name, kind in kinds.items()
+    ):
+        note("none of the speakers was trained on: --enroll MANIFEST scores how new ones are told apart")
     note(f"written: {out / 'summary.json'}, {out / 'utterances.jsonl'}, {report}")
     if bad:
         fail("\n".join([f"{len(bad)} of {total} utterances could not be read:", *bad]))

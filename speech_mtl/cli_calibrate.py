@@ -50,7 +50,7 @@ def calibrate(
         raise typer.BadParameter(f"--fa {rate:g}; expected a share above 0 and below 0.5, such as 0.01")
     recognizer = load_recognizer(model, db)
     from speech_mtl import calibrating, trials
-    from speech_mtl.calibration import save_calibration
+    from speech_mtl.calibration import SHORTEST_S, save_calibration
     from speech_mtl.speakers import SpeakerDatabase, SpeakerDatabaseError, default_path
 
     database, source = None, context.get_parameter_source("db")
@@ -65,6 +65,10 @@ def calibrate(
         note(f"{len(listed) - len(recordings)} recordings are listed more than once; each counts once")
     with progress("listening", len(recordings)) as show:
         heard, bad = trials.hear_all(recognizer.model, recognizer.speaker_task, recordings, on_done=show)
+    speakers = {one.speaker for one in recordings}
+    if lost := sorted(speakers - set(heard)):
+        reason = f"none of their recordings is read or holds {SHORTEST_S:g} s of speech"
+        note(f"warning: {len(lost)} of {len(speakers)} speakers left out ({few(lost)}): {reason}")
     made = trials.trials_of(heard, trials.groups_of(listed))
     measured_on = f"{len(heard)} speakers of {', '.join(map(str, sources))}"
     found, reports = calibrating.calibrate(made, heard, measured_on, rate)
@@ -74,10 +78,9 @@ def calibrate(
         note(f"strangers are compared with enrolled voices of their own source only; there are {groups}")
     trained_on = recognizer.model.task(recognizer.speaker_task).speakers  # type: ignore[union-attr]
     if known := sorted(set(heard) & set(trained_on)):  # type: ignore[arg-type]
-        some = ", ".join(known[:3]) + (", ..." if len(known) > 3 else "")
         note(
-            f"warning: {len(known)} of the {len(heard)} speakers have names that the model was trained on ({some}): "
-            "if these are their voices, it tells them apart better than others"
+            f"warning: {len(known)} of the {len(heard)} speakers have names that the model was trained on "
+            f"({few(known)}): if these are their voices, it tells them apart better than others"
         )
     for report in reports:
         if remark := calibrating.remarks(report, rate):
@@ -103,6 +106,10 @@ def calibrate(
     if unused:
         note(unused[0])
         fail("\n".join(bad))
+
+
+def few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
 
 
 def seconds(report: BandReport) -> str:

@@ -152,7 +152,9 @@ def enroll(
             finally:  # the good ones are enrolled, whatever happened to the others
                 _warn(recognizer.enroll_heard(name, heard, force))
     finally:
-        note(f"{name}: {len(database.utterances().get(name, []))} utterances enrolled in {database.path}")
+        count = len(database.utterances().get(name, []))
+        enrolled = f"{count} utterance{'s' * (count != 1)} enrolled in" if count else "nothing enrolled in"
+        note(f"{name}: {enrolled} {database.path}")
 
 
 def _warn(remarks: list[str]) -> None:

@@ -51,6 +51,9 @@ class Manifest:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        if self.path.is_dir():
+            inside = ", ".join(sorted(str(file) for file in self.path.glob("*.jsonl*"))) or "none"
+            raise DataError(f"{self.path} is a folder; expected a manifest, of which it holds: {inside}")
         if not self.path.is_file():
             raise DataError(f"manifest {self.path} does not exist; `speech-mtl prepare` makes one")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -227,7 +228,11 @@ def recordings(tmp_path: Path) -> Path:
 def test_calibrate_a_folder(recordings: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, db = save_tiny(tmp_path / "model"), tmp_path / "s.db"
     (recordings / "ann" / "broken.wav").write_text("no audio")
+    (recordings / "dan").mkdir()
+    soundfile.write(recordings / "dan" / "short.wav", speech(0.3), RATE)
     few = call("calibrate", recordings, "-m", model, "--fa", "0.1")
+    assert "1 of 4 speakers left out (dan): none of their recordings is read or holds 0.5 s of speech" in few.stderr
+    shutil.rmtree(recordings / "dan")
     assert few.exit_code == 1 and "3 speakers; expected 6 or more" in few.stderr and "broken.wav" in few.stderr
     assert not (model / "calibration.json").exists() and "threshold" in few.stdout
     done = call("calibrate", recordings, "-m", model, "--fa", "0.1", "--force")

@@ -15,6 +15,8 @@ import numpy as np
 import pytest
 import soundfile
 from conftest import RATE, make_corpus, tiny_values
+from lhotse import CutSet
+from lhotse.utils import fastcopy
 from test_recognizer import save_tiny, speech
 from typer.testing import CliRunner, Result
 
@@ -154,7 +156,7 @@ def test_bad_files_are_listed_at_the_end_and_the_good_ones_are_done(place: Path,
     *_, summary, error = result.stderr.strip().splitlines()
     assert summary == "2 of 3 files done; not done:" and error.startswith("error: ") and "bad.wav" in error
     result = call("enroll", "ann", place / "bad.wav", place / "0.wav", "-m", model)
-    assert result.exit_code == 1 and "ann: 1 utterances enrolled" in result.stderr
+    assert result.exit_code == 1 and "ann: 1 utterance enrolled" in result.stderr
     assert "s of speech enrolled; 5 s or more are recognised better" in result.stderr
 
 
@@ -263,7 +265,7 @@ def test_a_voice_of_a_transcript_gets_its_name(place: Path, model: Path) -> None
     assert json.loads(said.stdout)["segments"][0]["speaker"] == "unknown 1"
     (place / "result.json").write_text(said.stdout)
     given = call("enroll", "--from", place / "result.json", "unknown 1", "alice", "-m", model)
-    assert given.exit_code == 0 and "alice: 1 utterances enrolled" in given.stderr
+    assert given.exit_code == 0 and "alice: 1 utterance enrolled" in given.stderr
     again = json.loads(call("transcribe", place / "0.wav", "-m", model, "-f", "json", "--speakers", "1").stdout)
     assert {word["speaker"] for segment in again["segments"] for word in segment["words"]} == {"alice"}
     assert again["speakers"][0]["score"] > 0.99
@@ -340,8 +342,13 @@ def test_evaluate_writes_the_report_and_lists_unreadable_recordings(model: Path,
     summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
     assert summary["speaker"]["mode"] == "enrolled" and "wer" in summary["asr"]
     assert "asr" in result.stdout.lower() and (tmp_path / "eval" / "report.html").stat().st_size > 1000
+    strangers = tmp_path / "strangers.jsonl.gz"
+    CutSet.from_file(dev).map_supervisions(lambda one: fastcopy(one, speaker="eve")).to_file(strangers)
+    said = "none of the speakers was trained on: --enroll MANIFEST"
+    assert said in call("evaluate", model, strangers, "--out", tmp_path / "eval").stderr
     (tmp_path / "bob-3-1.wav").write_text("damaged")
     result = call("evaluate", model, dev, "--out", tmp_path / "eval")
+    assert said not in result.stderr
     assert result.exit_code == 1 and "1 of 6 utterances could not be read" in result.stderr
     assert "bob-3-1" in result.stderr.strip().splitlines()[-1]
 

@@ -63,6 +63,8 @@ def test_a_faulty_line_is_named(corpus: dict[str, str], tmp_path: Path, change: 
 def test_missing_empty_and_truncated_manifests(corpus: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="does not exist"):
         Manifest(tmp_path / "no.jsonl.gz")
+    with pytest.raises(DataError, match=r"is a folder; expected a manifest, of which it holds: .*cuts-1.jsonl.gz, "):
+        Manifest(Path(corpus["train"]).parent)
     with pytest.raises(DataError, match="is empty"):
         list(Manifest(write(tmp_path / "empty.jsonl", [])))
     whole = Path(corpus["dev"]).read_bytes()
