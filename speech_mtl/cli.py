@@ -260,7 +260,9 @@ def evaluate_(
         kinds = task_kinds(loaded)
         if enroll and "speaker" not in kinds.values():
             raise CheckpointError(f"{model} has no speaker task, --enroll needs one; its tasks: {', '.join(kinds)}")
-        total = sum(1 for _ in read_cuts(manifests))  # a broken line is found now, not at the end of a long run
+        # a broken line is found now, not at the end of a long run
+        voices = [len({one.speaker for one in cut.supervisions}) for cut in read_cuts(manifests)]
+        total = len(voices)
 
     with progress("evaluating", total) as show:
         summary = evaluate(loaded, manifests, out, enroll, on_row=_watcher(show, bad, texts))
@@ -268,6 +270,8 @@ def evaluate_(
     typer.echo(terminal_markdown(summary))
     for effect in decoder.effects(texts) if decoding else []:
         note(effect)
+    if several := sum(number > 1 for number in voices):
+        note(f"{several} of {total} cuts hold several speakers: --conversations scores who said what in them")
     if any(
         kind == "speaker" and "accuracy" not in summary.get(name, {"accuracy": None}) for name, kind in kinds.items()
     ):

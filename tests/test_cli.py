@@ -346,6 +346,10 @@ def test_evaluate_writes_the_report_and_lists_unreadable_recordings(model: Path,
     CutSet.from_file(dev).map_supervisions(lambda one: fastcopy(one, speaker="eve")).to_file(strangers)
     said = "none of the speakers was trained on: --enroll MANIFEST"
     assert said in call("evaluate", model, strangers, "--out", tmp_path / "eval").stderr
+    talk = [*CutSet.from_file(dev)][:3:2]
+    CutSet.from_cuts([talk[0].append(talk[1])]).to_file(tmp_path / "talk.jsonl.gz")
+    hint = call("evaluate", model, tmp_path / "talk.jsonl.gz", "--out", tmp_path / "eval").stderr
+    assert "1 of 1 cuts hold several speakers: --conversations scores who" in hint
     (tmp_path / "bob-3-1.wav").write_text("damaged")
     result = call("evaluate", model, dev, "--out", tmp_path / "eval")
     assert said not in result.stderr
