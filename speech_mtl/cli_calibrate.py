@@ -53,11 +53,10 @@ def calibrate(
     from speech_mtl.calibration import SHORTEST_S, save_calibration
     from speech_mtl.speakers import SpeakerDatabase, SpeakerDatabaseError, default_path
 
-    database, source = None, context.get_parameter_source("db")
     # by name: typer may have an enumeration of its own, and not click's
-    if model is None or (
-        source is not None and source.name == "COMMANDLINE"
-    ):  # a wrong one is refused before any recording is read
+    db_is_meant = getattr(context.get_parameter_source("db"), "name", "") == "COMMANDLINE"
+    database = None
+    if model is None or db_is_meant:  # a wrong one is refused before any recording is read
         database = SpeakerDatabase(db or default_path(), recognizer.model.fingerprint)
     listed = list(trials.labelled(sources))
     recordings = trials.distinct(listed)

@@ -105,7 +105,7 @@ def with_remarks(recognizer: Recognizer) -> Recognizer:
 def checked_device(device: str) -> str:
     import torch
 
-    try:
+    try:  # torch has an error of its own for each kind of device that it lacks: unknown, not compiled in, not there
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise typer.BadParameter(f"--device {device}: {str(error).splitlines()[0]}") from None

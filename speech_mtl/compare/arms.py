@@ -173,14 +173,14 @@ def _small_width(plan: Plan) -> int:
     """The widest d_model at which the single models together have no more encoder weights than the joint one."""
     config = plan.config
     target, step = encoder_weights(config), 2 * config.encoder.n_heads
-    widths = range(step, config.encoder.d_model + 1, step)
+    widths = range(config.encoder.d_model // step * step, 0, -step)
     alone = [Arm(name, name, "small", (name,)) for name in config.tasks]
 
     def apart(width: int) -> int:
         own = (replace(arm, overrides=(f"encoder.d_model={width}",)) for arm in alone)
         return sum(encoder_weights(plan.config_of(arm, config.train.seed)) for arm in own)
 
-    return max((width for width in widths if apart(width) <= target), default=step)
+    return next((width for width in widths if apart(width) <= target), step)
 
 
 def encoder_stacks(config: Config) -> list[tuple[int, Conformer]]:
