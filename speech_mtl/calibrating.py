@@ -16,6 +16,8 @@ ONE_VOICE_MISSED = 0.01
 PAIRS = 30
 """Of speakers, on which a counted threshold must rest: within 30 % of the truth with a probability of 90 % (Doddington
 et al. 2000, the rule of 30)."""
+GALLERIES = tuple(2**k for k in range(11))
+"""Numbers of enrolled voices that get a threshold of their own."""
 ROUNDS = 500
 """Of the bootstrap over speakers."""
 
@@ -52,13 +54,12 @@ def calibrate(
         part = trials.within(low_s, high_s)
         if not _has_enough(part):
             continue  # the next band begins where this one did
-        sizes = _gallery_sizes(part)
-        floors = [bands[-1].threshold(n) if bands else -1.0 for n in sizes]
-        measured = [threshold_at(part, false_acceptance, n) for n in sizes]
+        floors = [bands[-1].threshold(n) if bands else -1.0 for n in GALLERIES]
+        measured = [threshold_at(part, false_acceptance, n) for n in GALLERIES]
         chosen = np.maximum.accumulate(np.maximum(floors, measured))
         # rounded up: a threshold must not let more in than it was measured to
         thresholds = tuple(np.minimum(1.0, np.ceil(chosen * 1e4) / 1e4).tolist())
-        bands.append(Band(up_to_s=None if np.isinf(high_s) else high_s, enrolled=sizes, thresholds=thresholds))
+        bands.append(Band(up_to_s=None if np.isinf(high_s) else high_s, enrolled=GALLERIES, thresholds=thresholds))
         reports.append(_report(part, low_s, high_s, thresholds[0]))
         low_s = high_s
     found = Calibration(
@@ -66,13 +67,6 @@ def calibrate(
         logistic=fit_logistic(trials), one_voice=_one_voice(heard),
     )  # fmt: skip
     return found, reports
-
-
-def _gallery_sizes(trials: Trials) -> tuple[int, ...]:
-    """Numbers of enrolled voices for which there are strangers' scores: 1, 2, 4, ... and as many as there are."""
-    others_P = trials.is_other_PM.sum(axis=1)
-    most = int(others_P[others_P > 0].min())
-    return tuple(sorted({2**k for k in range(most.bit_length())} | {most}))
 
 
 def _has_enough(trials: Trials) -> bool:
@@ -102,17 +96,18 @@ def threshold_at(trials: Trials, rate: float, enrolled: int) -> float:
     """The threshold at which this share of strangers is accepted by one of so many voices.
 
     Counted on the trials where that rests on PAIRS pairs of speakers. The few closest pairs of a dozen speakers say
-    little of others, who are accepted twice as often as was asked for; there the inverse hyperbolic tangent of the
-    strangers' best scores is taken for normally distributed, and the threshold is that of a new speaker's score (a
-    prediction interval: Student's t, a speaker counting as two draws, on either side of a comparison).
+    little of others, who are accepted twice as often as was asked for; there, and for more voices than anybody was
+    compared with, it is `predicted_threshold`.
     """
     trials = trials.of_pieces(np.any(trials.is_other_PM, axis=1))
-    low, high = -1.0, 1.0
-    for _ in range(24):
-        middle = (low + high) / 2
-        low, high = (low, middle) if accepted_share(trials, middle, enrolled) <= rate else (middle, high)
-    pairs = accepted_pairs(trials, high)
-    return high if pairs >= PAIRS else predicted_threshold(trials, rate, enrolled)
+    if enrolled <= trials.is_other_PM.sum(axis=1).min():
+        low, high = -1.0, 1.0
+        for _ in range(24):
+            middle = (low + high) / 2
+            low, high = (low, middle) if accepted_share(trials, middle, enrolled) <= rate else (middle, high)
+        if accepted_pairs(trials, high) >= PAIRS:
+            return high
+    return predicted_threshold(trials, rate, enrolled)
 
 
 def accepted_pairs(trials: Trials, threshold: float) -> int:
@@ -122,22 +117,24 @@ def accepted_pairs(trials: Trials, threshold: float) -> int:
 
 
 def predicted_threshold(trials: Trials, rate: float, enrolled: int) -> float:
-    """See `threshold_at`."""
-    from scipy.special import comb
+    """See `threshold_at`; of the law that the strangers' scores follow, where too few reach it to be counted.
+
+    The inverse hyperbolic tangent of a stranger's score with one voice is taken for normally distributed. The threshold
+    is that of a new speaker's score (a prediction interval: Student's t, a speaker counting as two draws, on either
+    side of a comparison), at such a rate that all of the enrolled voices together, each of them judging for itself,
+    accept the wanted share (Šidák 1967). The best scores of several voices have too long a tail to be taken for
+    normally distributed themselves: with a dozen speakers two to three times the wanted share would come in.
+    """
     from scipy.stats import t as students_t
 
     is_other_PM = trials.is_other_PM
-    others_P = is_other_PM.sum(axis=1)
-    scores_PM = -np.sort(-np.where(is_other_PM, trials.scores_PM, -np.inf), axis=1)
-    # how often the j-th highest of n scores is the highest of `enrolled` that are drawn
-    after_PM = others_P[:, None] - 1 - np.arange(scores_PM.shape[1])
-    shares_PM = comb(np.maximum(after_PM, 0), enrolled - 1) * (after_PM >= 0) / comb(others_P, enrolled)[:, None]
-    weights_PM = _weights(trials)[:, None] * shares_PM
-    values_PM = np.arctanh(np.clip(np.where(after_PM >= 0, scores_PM, 0), -1 + 1e-6, 1 - 1e-6))
+    weights_PM = _weights(trials)[:, None] * is_other_PM / is_other_PM.sum(axis=1, keepdims=True)
+    values_PM = np.arctanh(np.clip(trials.scores_PM, -1 + 1e-6, 1 - 1e-6))
     mean = np.average(values_PM, weights=weights_PM)
     deviation = np.sqrt(np.average((values_PM - mean) ** 2, weights=weights_PM))
     S = len(np.unique(trials.speaker_P))
-    return float(np.tanh(mean + students_t.ppf(1 - rate, 2 * S) * np.sqrt(1 + 1 / S) * deviation))
+    rate_of_one = -np.expm1(np.log1p(-rate) / enrolled)
+    return float(np.tanh(mean + students_t.isf(rate_of_one, 2 * S) * np.sqrt(1 + 1 / S) * deviation))
 
 
 def fit_logistic(trials: Trials) -> tuple[float, float, float] | None:

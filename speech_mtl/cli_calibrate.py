@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from speech_mtl.calibrating import BandReport
     from speech_mtl.calibration import Calibration
 
+MANY = 10
+"""Enrolled voices of the table's second threshold."""
+
 
 def register(app: typer.Typer) -> None:
     """Add the command of this file."""
@@ -122,10 +125,9 @@ def table(found: Calibration, reports: list[BandReport], cllr: float | None) -> 
     def percent(rate: tuple[float, float, float]) -> str:
         return "-" if rate[0] != rate[0] else f"{100 * rate[0]:.1f} ({100 * rate[1]:.1f}-{100 * rate[2]:.1f})"
 
-    many = max(band.enrolled[-1] for band in found.bands)
-    rows = [("speech", "threshold", f"for {many} voices", "false acceptance %", "false rejection %", "trials")]
+    rows = [("speech", "threshold", f"for {MANY} voices", "false acceptance %", "false rejection %", "trials")]
     for report in reports:
-        threshold, of_many = found.threshold(report.low_s), found.threshold(report.low_s, many)
+        threshold, of_many = found.threshold(report.low_s), found.threshold(report.low_s, MANY)
         acceptance, rejection = percent(report.acceptance), percent(report.rejection)
         trials = f"{report.own} own, {report.others} others"
         rows.append((seconds(report), f"{threshold:.4f}", f"{of_many:.4f}", acceptance, rejection, trials))

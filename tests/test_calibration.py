@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -129,18 +130,27 @@ def alike_by_pairs(seed: int, speakers: int, pieces: int = 20) -> Trials:
     return Trials(scores_PM, np.full(len(speaker_P), 3.0), speaker_P, speaker_P, np.zeros(speakers, int))
 
 
-@pytest.mark.parametrize("enrolled", [1, 4])
-def test_a_dozen_speakers_tell_the_rate_on_others(enrolled: int) -> None:
-    """Over many dozens the rate on fresh speakers is about the one asked for; counting lets more in, and scatters."""
-    fresh = alike_by_pairs(1000, speakers=100)
-    found = {"threshold": [], "counted": []}
+def alike_to_many(seed: int, speakers: int) -> Trials:
+    """As `alike_by_pairs`, and some speakers are like many others."""
+    trials = alike_by_pairs(seed, speakers)
+    likeness_S = 0.1 * np.random.default_rng(seed + 5000).standard_normal(speakers)
+    values_PM = np.arctanh(trials.scores_PM) + (likeness_S[trials.speaker_P, None] + likeness_S) / np.sqrt(2)
+    return replace(trials, scores_PM=np.tanh(values_PM))
+
+
+@pytest.mark.parametrize("enrolled", [1, 4, 8])
+@pytest.mark.parametrize("law", [alike_by_pairs, alike_to_many])
+def test_a_dozen_speakers_tell_the_rate_on_others(law: Callable[[int, int], Trials], enrolled: int) -> None:
+    """Over many dozens the rate on fresh speakers is not more than asked for; counting lets more in, and scatters."""
+    fresh = law(1000, 150)
+    found: dict[str, list[float]] = {"threshold": [], "counted": []}
     for seed in range(40):
-        trials = alike_by_pairs(seed, speakers=12)
+        trials = law(seed, 12)
         found["threshold"].append(accepted_share(fresh, threshold_at(trials, 0.01, enrolled), enrolled))
         counted = min(t for t in np.arange(0.2, 1, 0.005) if accepted_share(trials, t, enrolled) <= 0.01)
         found["counted"].append(accepted_share(fresh, counted, enrolled))
-    assert 0.005 < np.mean(found["threshold"]) < 0.02
-    assert np.mean(found["threshold"]) < 0.8 * np.mean(found["counted"])
+    assert 0.003 < np.mean(found["threshold"]) < 0.012
+    assert np.mean(found["threshold"]) < 0.6 * np.mean(found["counted"])
     assert np.std(found["threshold"]) < 0.8 * np.std(found["counted"])
 
 
@@ -155,7 +165,7 @@ def test_strangers_of_another_source_do_not_make_it_easier(speakers: int) -> Non
     for enrolled in (1, 4):
         wanted = threshold_at(one, 0.01, enrolled)
         # more speakers make a predicted one a little surer
-        assert threshold_at(two, 0.01, enrolled) == pytest.approx(wanted, abs=0.02 if speakers == 12 else 1e-6)
+        assert wanted - (0.05 if speakers == 12 else 1e-6) < threshold_at(two, 0.01, enrolled) < wanted + 1e-6
         if speakers == 100:
             mixed = replace(two, group_S=np.zeros(2 * speakers, int))
             assert threshold_at(mixed, 0.01, enrolled) < wanted - 0.02
