@@ -40,6 +40,8 @@ SAME_RECORDING = 0.9999
 """Cosine that no two recordings of a voice reach."""
 UNLIKELY = 0.01
 """Probability of one voice below which recordings under one name are refused."""
+LIKELY = 0.5
+"""Probability of one voice from which on a second name for it is refused."""
 
 Span = tuple[int, int]
 
@@ -273,14 +275,19 @@ def _strangers(
 def _other_names(
     name: str, new: list[Utterance], others: dict[str, list[Utterance]], calibration: Calibration
 ) -> list[str]:
-    """Two names for one voice: the nearest of the other names, where it would be taken for the voice."""
+    """Two names for one voice: the nearest of the other names, where it would be taken for the voice.
+
+    The threshold alone would refuse as many new people as strangers are let in; it must be likely, too.
+    """
     if not others:
         return []
     voice = _reference(new)
     scores = {other: float(_reference(own) @ voice) for other, own in others.items()}
     nearest = max(scores, key=lambda other: scores[other])
-    threshold = calibration.threshold(sum(one.speech_s or 0.0 for one in new), len(others))
-    if scores[nearest] < threshold:
+    speech_s = sum(one.speech_s or 0.0 for one in new)
+    threshold = calibration.threshold(speech_s, len(others))
+    probability = calibration.probability(np.array(list(scores.values())), speech_s)
+    if scores[nearest] < threshold or probability is not None and probability < LIKELY:
         return []
     likeness = f"likeness {scores[nearest]:.2f}, threshold {threshold:g}"
     return [

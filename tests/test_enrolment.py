@@ -140,5 +140,11 @@ def test_one_name_for_two_voices_and_two_names_for_one(tmp_path: Path) -> None:
     with pytest.raises(EnrolmentError, match=r"'anna' has the voice that is enrolled as 'ann' .likeness 1.00"):
         check("anna", ann, database)
     assert "enrolled as 'ann'" in check("anna", ann, database, force=True)[0]
+    like_ann = utterances(AXES[0] + 0.95 * AXES[3])
+    low = MEASURED.model_copy(update={"bands": (Band(thresholds=(0.4,)),), "logistic": (-16.0, 20.0, 0.0)})
+    check_names("eve", like_ann, ["a"], database, low, False)  # as like as one stranger in a hundred, no more
+    low = low.model_copy(update={"logistic": (-10.0, 20.0, 0.0)})
+    with pytest.raises(EnrolmentError, match="'eve' has the voice that is enrolled as 'ann'"):
+        check_names("eve", like_ann, ["a"], database, low, False)
     unmeasured = Calibration.of(0.5, "")
     assert check_names("anna", ann, ["a", "b"], database, unmeasured, False) == []  # it cannot know
