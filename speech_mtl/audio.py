@@ -47,6 +47,8 @@ LARGEST_KERNEL = 16_000_000
 """Taps torchaudio's resampler may hold (64 MB); it holds one filter for every phase of the rates' ratio."""
 FILTER_ZEROS = 6
 """Zero crossings of torchaudio's resampling filter to either side."""
+CANCELLED = 1e-3
+"""Share of the loudest channel's power that the channels' mean falls short of where they cancel one another out."""
 
 
 class AudioError(ValueError):
@@ -248,8 +250,7 @@ def _mono(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.nda
     """Blocks (N,) or (N, channels) -> float32 (N,), checked."""
     found = 0
     for block in blocks:
-        mono = block.mean(axis=1, dtype=np.float32) if block.ndim == 2 else block
-        mono = np.ascontiguousarray(mono, dtype=np.float32)
+        mono = np.ascontiguousarray(_averaged(block) if block.ndim == 2 else block, dtype=np.float32)
         if bad := int((~np.isfinite(mono)).sum()):
             place = f"from {found / rate:.1f} to {(found + len(mono)) / rate:.1f} s"
             raise AudioError(f"{name}: {bad} of {len(mono)} samples are not numbers (NaN or infinite), {place}")
@@ -259,6 +260,13 @@ def _mono(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.nda
         raise AudioError(f"{name}: holds 0 samples; expected at least {MIN_DURATION_S:g} s of sound")
     if found < MIN_DURATION_S * rate:
         raise AudioError(f"{name}: lasts {found / rate:.3f} s; expected at least {MIN_DURATION_S:g} s")
+
+
+def _averaged(block: np.ndarray) -> np.ndarray:
+    """(N, channels) -> (N,): the mean; the loudest channel where they cancel one another out, being in opposite phase."""
+    mono = block.mean(axis=1, dtype=np.float32)
+    powers = np.square(block, dtype=np.float32).mean(axis=0)
+    return block[:, powers.argmax()] if np.square(mono).mean() < CANCELLED * powers.max(initial=0.0) else mono
 
 
 def resample(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

@@ -107,6 +107,17 @@ def test_channels_are_averaged() -> None:
     np.testing.assert_allclose(as_mono((left * 32768).astype(np.int16), RATE, RATE), left, atol=1 / 32768)
 
 
+@pytest.mark.parametrize("other", [-1.0, -0.97])
+def test_channels_in_opposite_phase_do_not_cancel(other: float) -> None:
+    """A balanced microphone recorded as two channels: their mean is silence, and what was said would be lost."""
+    voice = tone(0.5, RATE)
+    pair = np.stack([other * voice, voice], axis=1)
+    np.testing.assert_allclose(np.abs(as_mono(pair, RATE, RATE)), np.abs(voice), atol=1e-6)
+    one_of_eight = np.stack([voice, *7 * [np.zeros_like(voice)]], axis=1)
+    np.testing.assert_allclose(as_mono(one_of_eight, RATE, RATE), voice / 8, atol=1e-6)
+    assert not as_mono(np.zeros((RATE, 2), np.float32), RATE, RATE).any()
+
+
 def bad_file(folder: Path, kind: str) -> Path:
     path = folder / f"{kind}.{'flac' if 'flac' in kind else 'wav'}"
     noise = np.random.default_rng(0).normal(0, 0.1, RATE).astype(np.float32)
