@@ -263,7 +263,7 @@ def _mono(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.nda
 
 
 def _averaged(block: np.ndarray) -> np.ndarray:
-    """(N, channels) -> (N,): the mean; the loudest channel where they cancel one another out, being in opposite phase."""
+    """(N, channels) -> (N,): the mean; the loudest where they cancel one another out, being in opposite phase."""
     mono = block.mean(axis=1, dtype=np.float32)
     powers = np.square(block, dtype=np.float32).mean(axis=0)
     return block[:, powers.argmax()] if np.square(mono).mean() < CANCELLED * powers.max(initial=0.0) else mono
