@@ -192,7 +192,9 @@ def _utterance(voice: Voice, cut: Cut) -> Utterance:
     if voice.response is not None:
         from scipy.signal import fftconvolve
 
-        samples = fftconvolve(samples, voice.response)[: len(samples)].astype(np.float32)
+        # from the direct sound on, as loud as without the room: the truth's times and the voices' distances stay
+        heard = fftconvolve(samples, voice.response[np.abs(voice.response).argmax() :])[: len(samples)]
+        samples = (heard * (_rms(samples) / _rms(heard))).astype(np.float32)
     samples *= 10 ** (voice.gain_db / 20)
     fade = np.minimum(1, np.arange(len(samples)) / (FADE_S * SAMPLE_RATE))
     return Utterance(
@@ -263,13 +265,18 @@ def _record(
     """Turns on the tape up to `duration_s`, and their supervisions."""
     supervisions: list[SupervisionSegment] = []
     earliest, start, end = 0, 0, round(0.3 * SAMPLE_RATE)
+    free: dict[str, int] = {}
+    """When a speaker has said what it began: nobody overlaps himself."""
     for utterance, gap_s in turns:
-        start = max(start, earliest + utterance.first, end + round(gap_s * SAMPLE_RATE))
+        speaker = utterance.cut.supervisions[0].speaker or ""
+        begin = max(end + round(gap_s * SAMPLE_RATE), free.get(speaker, 0))
+        start = max(start, earliest + utterance.first, begin)
         if start + utterance.last > duration_s * SAMPLE_RATE and supervisions:
             break
         earliest = start - utterance.first
         tape.mix(earliest, utterance.samples)
         end = max(end, earliest + utterance.last)
+        free[speaker] = earliest + utterance.last + round(MIN_PAUSE_S * SAMPLE_RATE)
         supervisions.append(_supervision(utterance, start / SAMPLE_RATE, f"{name}-{len(supervisions):04d}", name))
     tape.finish(end + round(0.3 * SAMPLE_RATE))
     return supervisions

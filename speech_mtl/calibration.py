@@ -107,12 +107,22 @@ class Calibration(BaseModel):
 
         `scores` are its cosines with all that are enrolled. None where it was not measured.
         """
+        shares = self._shares(scores, seconds)
+        return None if shares is None else round(float(shares[int(np.argmax(scores))]), 4)
+
+    def probability_of_any(self, scores: np.ndarray | float, seconds: float) -> float | None:
+        """That it is one of those enrolled, whichever; see `probability`."""
+        shares = self._shares(scores, seconds)
+        return None if shares is None else round(float(1 - shares[-1]), 4)
+
+    def _shares(self, scores: np.ndarray | float, seconds: float) -> np.ndarray | None:
+        """Probabilities of each of those enrolled, and of none of them."""
         scores = np.atleast_1d(scores)
         if self.logistic is None or not len(scores):
             return None
         ratios = np.append(self.log_likelihood_ratio(scores, seconds) - math.log(len(scores)), 0.0)
         shares = np.exp(ratios - ratios.max())
-        return round(float(shares[int(np.argmax(scores))] / shares.sum()), 4)
+        return shares / shares.sum()
 
     @property
     def note(self) -> str:

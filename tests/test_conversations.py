@@ -90,6 +90,26 @@ def test_overlap_noise_and_room(tmp_path: Path) -> None:
     assert quiet.load_audio()[0][: RATE // 50].std() < 0.001
 
 
+def test_in_a_room_speech_keeps_its_time_and_level(tmp_path: Path) -> None:
+    """Levels of voices differ by the drawn distance alone, and the sound begins where the truth says."""
+    dry, wet = (simulate(tmp_path / str(room), minutes=0.5, seed=3, room=room)[0] for room in (0.0, 0.4))
+    loud = np.abs(dry.load_audio()[0]).max()
+    samples = wet.load_audio()[0]
+    for s in wet.supervisions:
+        start, end = round(s.start * RATE), round(s.end * RATE)
+        before, first = samples[start - 800 : start - 160].std(), samples[start : start + 480].std()
+        assert first > 3 * before and samples[start:end].std() > 0.03 * loud
+
+
+def test_nobody_speaks_over_himself(tmp_path: Path) -> None:
+    for speakers in (1, 2):
+        folder = tmp_path / str(speakers)
+        for cut in simulate(folder, minutes=0.5, seed=3, overlap=1.0, backchannels=0.5, speakers=speakers):
+            for name in {s.speaker for s in cut.supervisions}:
+                own = sorted((s for s in cut.supervisions if s.speaker == name), key=lambda s: s.start)
+                assert all(a.end <= b.start for a, b in zip(own, own[1:], strict=False))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -137,6 +137,10 @@ def test_one_name_for_two_voices_and_two_names_for_one(tmp_path: Path) -> None:
         check("ann", bob, database)
     with pytest.raises(EnrolmentError, match=r"another voice"):  # within one call, too
         check("bob", utterances(AXES[1], AXES[1] + 0.1 * AXES[2], AXES[3]), database)
+    mixed = utterances(*(AXES[k] + 0.2 * AXES[2 + i] for i in range(3) for k in (0, 1)))
+    with pytest.raises(EnrolmentError, match=r"another voice") as refused:  # as often the one as the other
+        check("both", mixed, SpeakerDatabase(tmp_path / "none.db", "m"))
+    assert sorted(line[0] for line in str(refused.value).splitlines()) in (["0", "2", "4"], ["1", "3", "5"])
     with pytest.raises(EnrolmentError, match=r"'anna' has the voice that is enrolled as 'ann' .likeness 1.00"):
         check("anna", ann, database)
     assert "enrolled as 'ann'" in check("anna", ann, database, force=True)[0]
@@ -146,5 +150,10 @@ def test_one_name_for_two_voices_and_two_names_for_one(tmp_path: Path) -> None:
     low = low.model_copy(update={"logistic": (-10.0, 20.0, 0.0)})
     with pytest.raises(EnrolmentError, match="'eve' has the voice that is enrolled as 'ann'"):
         check_names("eve", like_ann, ["a"], database, low, False)
+    for other in ("anne", "annie", "anita"):
+        database.add_utterances({other: ann})
+    # as much any of the four's
+    with pytest.raises(EnrolmentError, match="'eve' has the voice that is enrolled as 'an"):
+        check("eve", again, database)
     unmeasured = Calibration.of(0.5, "")
     assert check_names("anna", ann, ["a", "b"], database, unmeasured, False) == []  # it cannot know
