@@ -16,6 +16,7 @@ import torch
 
 from speech_mtl.audio import CLIPPED_SHARE, Audio, AudioError, Level, open_sound, watched
 from speech_mtl.calibration import Calibration
+from speech_mtl.diarize import two_groups
 from speech_mtl.model import SpeechModel
 from speech_mtl.speakers import SpeakerDatabase, Utterance, normalized
 from speech_mtl.windows import cores
@@ -177,13 +178,6 @@ def _spans(bounds_W2: np.ndarray, embeddings_WE: np.ndarray, loudness: Loudness)
 def regular(size: int, length: int, hop: int) -> list[Span]:
     """Spans of `length` frames every `hop` frames; none where the piece is shorter."""
     return [(start, start + length) for start in range(0, size - length + 1, max(1, hop))]
-
-
-def two_groups(embeddings_NE: np.ndarray) -> np.ndarray:
-    """(N,) of 0 and 1: the two most different groups of two embeddings or more."""
-    from sklearn.cluster import AgglomerativeClustering
-
-    return AgglomerativeClustering(n_clusters=2, metric="cosine", linkage="average").fit_predict(embeddings_NE)
 
 
 def likeness_within(windows_WE: np.ndarray) -> float:

@@ -159,6 +159,8 @@ class Recognizer:
             notes.append(f"words are unsure ({mean:.2f} on average): no speech, or speech unlike the training's")
         if asr.decoder:
             notes += asr.decoder.effects(heard.texts)
+        if speakers is not None and voices and len(voices) < speakers:
+            notes.append(f"{len(voices)} of the {speakers} voices asked for were told apart")
         notes += [
             f"{voice.speaker} is like {voice.best_name} ({voice.score:.2f}), but another voice has the name"
             for voice in voices

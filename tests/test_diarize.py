@@ -14,6 +14,8 @@ from speech_mtl.diarize import (
     Phrase,
     Population,
     Voices,
+    _joined,
+    _Said,
     find_voices,
     forward_backward,
     parted,
@@ -102,7 +104,7 @@ def test_where_little_is_said_voices_alike_are_one() -> None:
         phrases.append(phrase([one_piece(3.0 * i, 3.0 * i + 2.0, embedding)]))
     assert phrases[0].embedding @ phrases[1].embedding > 0.5  # type: ignore[operator]
     assert len(find_voices(phrases, POPULATION).centres) == 1
-    other = normalized(voice + 2 * normalized(rng.standard_normal(E)))
+    other = normalized(voice + 5 * normalized(rng.standard_normal(E)))
     phrases.append(phrase([one_piece(9.0, 11.0, other)]))
     assert len(find_voices(phrases, POPULATION).centres) == 2
     assert len(find_voices(phrases, POPULATION, 3).centres) == 3  # as asked
@@ -143,10 +145,23 @@ def test_a_voice_that_is_two_enrolled_ones_is_taken_apart() -> None:
 
 
 def test_the_number_can_be_given() -> None:
+    """More than can be told apart, too: who knows the number knows better."""
     phrases, truth, _ = conversation(4, 120)
-    for count in (1, 2, 4):
-        assert len(find_voices(phrases, POPULATION, count).centres) <= count
+    for count in (1, 2, 4, 6, 9, 15):
+        assert len(find_voices(phrases, POPULATION, count).centres) == count
+    assert len(find_voices(phrases[:3], POPULATION, 5).centres) == 3  # a phrase is one voice's
     assert purity(find_voices(phrases, POPULATION, 4), truth) > 0.97
+
+
+@pytest.mark.parametrize(
+    ("seconds", "likeness", "voices"), [(1.0, 0.4, 1), (4.0, 0.4, 2), (4.0, 0.6, 1), (1.0, 0.3, 2)]
+)
+def test_in_a_short_recording_voices_heard_for_less_are_one_more_easily(
+    seconds: float, likeness: float, voices: int
+) -> None:
+    one, other = np.eye(E)[0], likeness * np.eye(E)[0] + np.sqrt(1 - likeness**2) * np.eye(E)[1]
+    said = _Said.of([one_piece(0.0, seconds, one), one_piece(seconds + 1, 2 * seconds + 1, other)])
+    assert len(set(_joined(np.eye(2), said).argmax(axis=1))) == voices
 
 
 def test_more_than_ten_voices_are_ten() -> None:

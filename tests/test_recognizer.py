@@ -124,6 +124,8 @@ def test_silence_is_valid_and_has_no_text_and_no_speaker(recognizer: Recognizer)
 
 def test_the_number_of_voices_is_an_upper_bound(recognizer: Recognizer) -> None:
     assert len(recognizer.transcribe((speech(40.0), RATE), speakers=1).speakers) == 1
+    many = recognizer.transcribe((speech(1.0), RATE), speakers=500)
+    assert f"{len(many.speakers)} of the 500 voices asked for were told apart" in many.notes
     with pytest.raises(ValueError, match="speakers=0; expected 1 or more"):
         recognizer.transcribe((speech(1.0), RATE), speakers=0)
 
