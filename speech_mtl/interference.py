@@ -40,11 +40,14 @@ def measure(model: SpeechModel, batch: Batch, targets: dict[str, dict[str, Tenso
     """{'tasks', 'losses' (K,), 'blocks', 'gram' (blocks, 2K, 2K)}, rows task by task, in each its two halves.
 
     In eval mode: no dropout, no statistics of the batch, and nothing drawn from the training's random numbers. A task
-    with fewer than two labelled utterances in the batch is left out; {} where fewer than two tasks are left. With
-    several processes the products are averages over theirs, and all of them must call it.
+    without a labelled utterance in each half is left out; {} where fewer than two tasks are left. With several
+    processes the products are averages over theirs, and all of them must call it.
     """
     device = accelerator.device
-    names = [name for name in model.tasks if int(targets[name]["mask"].sum()) >= 2]
+    masks = {name: targets[name]["mask"].to(device) for name in model.tasks}
+    first_B = first_half(list(masks.values()))
+    of_task = {name: (mask & first_B, mask & ~first_B) for name, mask in masks.items()}
+    names = [name for name, both in of_task.items() if all(bool(half.any()) for half in both)]
     names = _common(names, list(model.tasks), accelerator)
     groups = block_weights(model)
     if len(names) < 2 or not groups:
@@ -52,7 +55,7 @@ def measure(model: SpeechModel, batch: Batch, targets: dict[str, dict[str, Tenso
     model.eval()
     losses, gradients = [], []
     for name in names:
-        for rows_B in halves(targets[name]["mask"].to(device)):
+        for rows_B in of_task[name]:
             with accelerator.autocast():
                 shared = model.trunk(batch.audio_BN.to(device)[rows_B], batch.samples_B.to(device)[rows_B])
                 own = {key: value.to(device)[rows_B] for key, value in targets[name].items()}
@@ -78,10 +81,17 @@ def block_weights(model: SpeechModel) -> dict[str, list[torch.nn.Parameter]]:
     return {name: weights for name, weights in groups.items() if weights}
 
 
-def halves(rows_B: Tensor) -> list[Tensor]:
-    """Two masks that share out the marked rows, every other one."""
-    order_B = rows_B.cumsum(0)
-    return [rows_B & (order_B % 2 == remainder) for remainder in (1, 0)]
+def first_half(masks: list[Tensor]) -> Tensor:
+    """Which rows are the first half for every task: no utterance is in one task's first and another's second half.
+
+    Each task's labels are shared out evenly: row by row, the most labelled first, to the half that lacks its labels.
+    """
+    labels_BK = torch.stack(masks, dim=1).long().cpu()
+    first_B, surplus_K = torch.zeros(len(labels_BK), dtype=torch.bool), torch.zeros(len(masks), dtype=torch.long)
+    for row in labels_BK.sum(1).argsort(descending=True, stable=True).tolist():
+        first_B[row] = (surplus_K * labels_BK[row]).sum() <= 0
+        surplus_K += labels_BK[row] if first_B[row] else -labels_BK[row]
+    return first_B.to(masks[0].device)
 
 
 def _common(names: list[str], tasks: list[str], accelerator: Accelerator) -> list[str]:

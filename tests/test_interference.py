@@ -128,6 +128,41 @@ def test_measured_products_are_those_of_the_gradients(corpus: dict[str, str], tm
     torch.testing.assert_close(torch.tensor(found["gram"][2]).float(), expected, rtol=2e-3, atol=1e-4)
 
 
+def test_halves_are_of_utterances_whatever_is_labelled(corpus: dict[str, str], tmp_path: Path) -> None:
+    """The first utterance lacks a speaker. Each task's labels are halved, and no utterance is in both halves."""
+    config = parse_config(tiny_values(corpus), "test")
+    trainer = Trainer(config, tmp_path / "run")
+    model = trainer.raw_model
+    batch = SpeechDataset(config)[0, list(read_cuts([corpus["train"]]))[:6]]  # type: ignore[index]
+    targets = model.targets(batch.cuts, batch.samples_B)
+    targets["speaker"]["mask"][0] = False
+    found = interference.measure(model, batch, targets, trainer.accelerator)
+    weights = list(model.encoder.blocks["1"].parameters())
+    gradients = []
+    for name, rows in (("asr", [1, 3, 5]), ("asr", [0, 2, 4]), ("speaker", [1, 3, 5]), ("speaker", [2, 4])):
+        output = model(batch.audio_BN[rows], batch.samples_B[rows])[name]
+        own = {key: value[rows] for key, value in targets[name].items()}
+        flat = torch.autograd.grad(model.task(name).loss(output, own) / len(rows), weights, allow_unused=True)
+        gradients.append(torch.cat([torch.zeros_like(w).flatten() if g is None else g.flatten()
+                                    for w, g in zip(weights, flat, strict=True)]))  # fmt: skip
+    expected = torch.stack(gradients) @ torch.stack(gradients).T
+    torch.testing.assert_close(torch.tensor(found["gram"][2]).float(), expected, rtol=2e-3, atol=1e-4)
+    targets["speaker"]["mask"][1:5] = False
+    assert interference.measure(model, batch, targets, trainer.accelerator) == {}  # one label, no second half
+
+
+def test_each_tasks_labels_are_halved() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        masks = [torch.tensor(rng.random(12) < share) for share in rng.uniform(0.2, 1, 3)]
+        first_B = interference.first_half(masks)
+        for mask in masks:
+            assert abs(int((mask & first_B).sum()) - int((mask & ~first_B).sum())) <= 2
+    a, b = torch.tensor([1, 1, 1, 1, 0, 0]).bool(), torch.tensor([0, 0, 0, 1, 1, 1]).bool()
+    first_B = interference.first_half([a, b])
+    assert int((a & first_B).sum()) == 2 and 1 <= int((b & first_B).sum()) <= 2
+
+
 def test_two_copies_of_a_task_agree_and_an_opposed_one_conflicts(corpus: dict[str, str], tmp_path: Path) -> None:
     for weight, sign in ((1.0, 1), (-1.0, -1)):
         values = tiny_values(corpus)
