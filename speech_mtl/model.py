@@ -173,11 +173,17 @@ class SpeechModel(nn.Module):
 
     def up_to_head(self, name: str, shared: Frames) -> Frames:
         """What a task's head reads, of the shared blocks below its branch point and of its own above."""
-        blocks, lowest = shared.blocks, self.config.branch_point(name)
-        if name in self.branches:
-            below = (blocks[lowest - 1], shared.lengths_B) if lowest else (shared.mel_BTF, shared.mel_lengths_B)
-            blocks = [*blocks[:lowest], *self.branches[name](*below)[0]]
+        blocks = self.way_to_head(name, shared)
         return shared._replace(blocks=[blocks[i - 1] for i in self.config.blocks_read(name)])
+
+    def way_to_head(self, name: str, shared: Frames) -> list[Tensor]:
+        """Blocks 1..depth that a task's output depends on, whether its head reads them or not."""
+        lowest = self.config.branch_point(name)
+        blocks = shared.blocks[:lowest]
+        if name in self.branches:
+            below = (blocks[-1], shared.lengths_B) if lowest else (shared.mel_BTF, shared.mel_lengths_B)
+            blocks = [*blocks, *self.branches[name](*below)[0]]
+        return blocks
 
     def forward(
         self, audio_BN: Tensor, samples_B: Tensor, rows: dict[str, Tensor] | None = None

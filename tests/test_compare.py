@@ -16,7 +16,7 @@ from speech_mtl.compare import compare, comparison_config, encoder_cost
 from speech_mtl.compare.arms import encoder_weights, plan_arms
 from speech_mtl.compare.cost import flops_per_s, own_peak_mb, peak_mb
 from speech_mtl.compare.evidence import _is_scored, _proposal
-from speech_mtl.compare.representations import linear_cka, probe_accuracy
+from speech_mtl.compare.representations import block_vectors, linear_cka, probe_accuracy
 from speech_mtl.compare.runs import make_runs
 from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.data import DataError
@@ -265,6 +265,20 @@ def test_cka_is_blind_to_rotation_and_scale() -> None:
     assert linear_cka(x, y) < 0.2
     # by hand: centred x = (-1, 1), y = (-1, 1) in one dimension, and z = (1, -1): the same up to sign
     assert linear_cka(np.array([[0.0], [2.0]]), np.array([[5.0], [3.0]])) == pytest.approx(1)
+
+
+def test_block_k_is_block_k_whatever_a_head_reads(corpus: dict[str, str]) -> None:
+    """A speaker head that reads the second block alone, of its own or shared, hides none of the two."""
+    found = []
+    for settings in ({}, {"blocks": [2]}, {"blocks": [2], "branch": 1}):
+        values = tiny_values(corpus)
+        values["tasks"] = {"speaker": values["tasks"]["speaker"] | settings}
+        config = parse_config(values, "test")
+        model = tiny_model(config)
+        model.seed_weights(1)
+        found.append(block_vectors(model, [corpus["dev"]], config)[0])
+    for vectors in found:
+        assert len(vectors) == 2 and all(np.allclose(x, y) for x, y in zip(vectors, found[0], strict=True))
 
 
 def test_probe_reads_what_is_there() -> None:

@@ -24,7 +24,7 @@ def block_vectors(
 ) -> tuple[list[np.ndarray], dict[str, list[str | None]]]:
     """([(N, 2·D) a block], labels of the config's tasks but recognition by name), of up to 400 utterances.
 
-    The blocks are those on the way to the model's first task.
+    The blocks are all those on the way to the model's first task, so that block k is block k in every model.
     """
     cuts = sorted(read_cuts(manifests), key=lambda cut: cut.id)
     spread = np.linspace(0, len(cuts) - 1, min(len(cuts), UTTERANCES)).round().astype(int)
@@ -36,7 +36,7 @@ def block_vectors(
     for batch in batches(chosen, model.config):
         with torch.inference_mode():
             frames = model.trunk(batch.audio_BN, batch.samples_B)
-            blocks = model.up_to_head(first, frames).blocks
+            blocks = model.way_to_head(first, frames)
         for i, cut in enumerate(batch.cuts):
             own = [block[i, : int(frames.lengths_B[i])] for block in blocks]
             vectors = [torch.cat([x.mean(0), x.std(0, correction=0)]) for x in own]
