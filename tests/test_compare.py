@@ -15,7 +15,7 @@ from conftest import tiny_model, tiny_values
 from speech_mtl.compare import compare, comparison_config, encoder_cost
 from speech_mtl.compare.arms import encoder_weights, plan_arms
 from speech_mtl.compare.cost import flops_per_s, own_peak_mb, peak_mb
-from speech_mtl.compare.evidence import _is_scored, _proposal
+from speech_mtl.compare.evidence import Evidence, _is_scored, _proposal
 from speech_mtl.compare.representations import block_vectors, linear_cka, probe_accuracy
 from speech_mtl.compare.runs import make_runs
 from speech_mtl.config import Config, ConfigError, parse_config
@@ -234,6 +234,34 @@ def test_training_confirms_a_proposed_branch_point_or_not(against_1: tuple[str, 
     assert found and found["branch"] == 2 and found["confirmed"] is confirmed
     alone = _proposal(evidence, arms[:1], pairs, "in domain")
     assert alone and alone["confirmed"] is None
+
+
+@pytest.mark.parametrize(("confidence", "word"), [(0.9, "no worse"), (0.8, "undecided")])
+def test_a_recogniser_that_is_kept_is_unchanged(
+    corpus: dict[str, str], tmp_path: Path, confidence: float, word: str
+) -> None:
+    """Seeds of 5, 10 and 15 % errors, the same in both arms. Only with the same confidence it is the same model."""
+    plan = plan_arms(config_of(corpus, seeds=[1, 2, 3]))
+    runs = make_runs(plan, tmp_path)
+    for run in runs:
+        if run.arm.name in ("asr alone", "frozen asr + speaker"):
+            own = confidence if run.arm.group == "transfer" else 0.9
+            rows = [
+                {"id": f"u{i:03}", "true_speaker": f"s{i % 20}", "duration_s": 1.0, "compute_s": 0.0,
+                 "asr": {"hyp": "x", "ref": "low", "words": [{"text": "x", "confidence": own}],
+                         "errors": {"substitutions": int(i % 20 < run.seed), "deletions": 0, "insertions": 0,
+                                    "words": 1, "characters": 1, "character_errors": 0}}}
+                for i in range(200)
+            ]  # fmt: skip
+            scores = run.folder / "scores" / "in domain"
+            scores.mkdir(parents=True)
+            (scores / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+            (scores / "summary.json").write_text(json.dumps({"asr": {"wer": run.seed / 20}}))
+            (run.folder / "done.json").write_text("{}")
+    (arm,) = (arm for arm in plan.arms if arm.name.startswith("frozen"))
+    found = Evidence(plan, runs).verdict(arm, "asr", "in domain")
+    assert found and found["difference"] == 0 and found["verdict"] == word
+    assert (found["low"] == found["high"] == 0 and "unchanged" in found["test"]) is (word == "no worse")
 
 
 def test_peak_memory_is_the_measured_process_own() -> None:

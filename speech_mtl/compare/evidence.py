@@ -1,7 +1,8 @@
 """What the finished runs show: rows and logs of every arm -> the facts that compare.json holds.
 
-Scores are paired utterance by utterance with those of the task's single model, over all seeds (statistics.py). Nothing
-here decides what a person should do; report/advice.py puts the facts into words.
+Scores are paired utterance by utterance with those of the task's single model, over all seeds (statistics.py); an arm
+that keeps that model as it is answers the same, which is no matter of chance. Nothing here decides what a person should
+do; report/advice.py puts the facts into words.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from speech_mtl.verdicts import delta_m, utterances_needed
 from speech_mtl.verdicts import verdict as verdict_of
 
 CONFIDENCE = 0.95
+UNCHANGED = "every answer is that of the reference, seed by seed: unchanged"
 
 
 class Evidence:
@@ -74,6 +76,8 @@ class Evidence:
         if not ids:
             return None
         a, b = ([[r for r in rows if r["id"] in ids] for rows in self.rows(name, part)] for name in (arm, reference))
+        if self._unchanged(arm, reference, task, a, b):
+            return Comparison(0.0, 0.0, 0.0, 1.0, UNCHANGED, len(ids), len(ids))
         speakers = [row["true_speaker"] or row["id"] for row in a[0]]
         if self.kinds[task] == "asr":
             words = [_words(row[task]["errors"]) for row in a[0]]
@@ -93,6 +97,16 @@ class Evidence:
             [[r[task]["ref"] == r[task]["hyp"] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
         )
         return paired_accuracy(right_a, right_b, speakers, confidence=CONFIDENCE)
+
+    def _unchanged(self, arm: str, reference: str, task: str, a: list[list[Row]], b: list[list[Row]]) -> bool:
+        """Whether each seed's answers, scores and confidences included, are those of the reference's same seed.
+
+        Equal errors would be no proof: two models may well make the same few, or none, or hear nothing at all.
+        """
+        seeds = [[run.seed for run in self.done[name]] for name in (arm, reference)]
+        answers = [[[row[task] for row in rows] for rows in arm_rows] for arm_rows in (a, b)]
+        heard = all(any(answer["hyp"] for answer in rows) for rows in answers[0])
+        return heard and seeds[0] == seeds[1] and answers[0] == answers[1]
 
     def verdict(self, arm: Arm, task: str, part: str) -> dict[str, Any] | None:
         reference = f"{task} alone"
