@@ -122,8 +122,9 @@ def drop_records_after(folder: Path, step: int) -> None:
 def agreement(records: list[dict[str, Any]], bins: int = 10) -> list[dict[str, Any]]:
     """The figures of every pair of tasks, per block and over `bins` stretches of time; None where not measurable.
 
-    `records` may be of several runs of one arm (seeds). rho_low and rho_high are Student's 95 % interval with
-    the jackknife's standard error, rho_error, over the `measurements` (Efron & Tibshirani 1993).
+    `records` may be of several runs of one arm (seeds). rho_low and rho_high are Student's interval with the
+    jackknife's standard error, rho_error, over the `measurements` (Efron & Tibshirani 1993). With so many blocks and
+    pairs one seems to conflict by chance: all these intervals together are held to 95 % (Bonferroni).
     """
     found = []
     names = sorted({task for record in records for task in record["tasks"]}, key=_first_seen(records))
@@ -131,6 +132,14 @@ def agreement(records: list[dict[str, Any]], bins: int = 10) -> list[dict[str, A
         both = [record for record in records if a in record["tasks"] and b in record["tasks"]]
         if both:
             found.append({"tasks": [a, b], "blocks": both[0]["blocks"]} | _pair(both, a, b, bins))
+    comparisons = sum(error is not None for pair in found for error in pair["rho_error"])
+    for pair in found:
+        reach = _reach(pair["measurements"], comparisons) if comparisons else 0.0
+        pair["rho_low"], pair["rho_high"] = (
+            [None if error is None else round(rho + side * reach * error, 6)
+             for rho, error in zip(pair["rho_mean"], pair["rho_error"], strict=True)]
+            for side in (-1, 1)
+        )  # fmt: skip
     return found
 
 
@@ -157,15 +166,14 @@ def _pair(records: list[dict[str, Any]], a: str, b: str, bins: int) -> dict[str,
     step = np.array([record["lr"] for record in records])[:, None]
     losses = np.array([[record["losses"][record["tasks"].index(t)] for t in (a, b)] for record in records])
     rho, error = jackknife(grams)
-    reach = _reach(len(records)) * error
+    error = np.where(np.isfinite(rho), error, np.nan)
     return {
         "epochs": [round(float(epochs[s].mean()), 3) for s in stretches],
         "cosine": _rows([cosine[s].mean(0) for s in stretches]),
         "rho": _rows([noise_corrected(grams[s]) for s in stretches]),
         "conflict_frequency": _list((cosine < 0).mean(0)),
         "magnitude_similarity": _list(2 * size.prod(1) / (size**2).sum(1).clip(1e-30)),
-        "rho_mean": _list(rho), "rho_low": _list(rho - reach), "rho_high": _list(rho + reach),
-        "rho_error": _list(error), "measurements": len(records),
+        "rho_mean": _list(rho), "rho_error": _list(error), "measurements": len(records),
         "affinity": {
             f"{a} -> {b}": _list((step * whole[..., 0, 1] / losses[:, 1:]).mean(0)),
             f"{b} -> {a}": _list((step * whole[..., 0, 1] / losses[:, :1]).mean(0)),
@@ -203,8 +211,8 @@ def jackknife(grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rho, np.sqrt((len(grams) - 1) / len(grams) * ((without - without.mean(0)) ** 2).sum(0))
 
 
-def _reach(measurements: int, comparisons: int = 1) -> float:
-    """Standard errors to either side in which all of so many intervals hold together with 95 % (Bonferroni)."""
+def _reach(measurements: int, comparisons: int) -> float:
+    """Standard errors to either side in which all of so many intervals hold together with 95 %."""
     from scipy.stats import t as students_t
 
     return float(students_t.ppf(1 - 0.025 / comparisons, max(measurements - 1, 1)))
@@ -213,21 +221,17 @@ def _reach(measurements: int, comparisons: int = 1) -> float:
 def propose_branch(pairs: list[dict[str, Any]]) -> tuple[int, str] | None:
     """(branch point, why): sharing ends below the lowest block where some pair of tasks conflicts beyond doubt.
 
-    With so many blocks and pairs one seems to conflict by chance: all of them together are held to 95 %. None where no
-    block could be measured.
+    None where no block could be measured.
     """
     blocks = [block for block in pairs[0]["blocks"] if block != "subsampling"]
     places = {block: [(pair, pair["blocks"].index(block)) for pair in pairs] for block in blocks}
-    measured = {
-        block: [(pair, i) for pair, i in own if pair["rho_mean"][i] is not None and pair["rho_error"][i] is not None]
-        for block, own in places.items()
-    }
-    if not (comparisons := sum(map(len, measured.values()))):
+    measured = {block: [(pair, i) for pair, i in own if pair["rho_high"][i] is not None]
+                for block, own in places.items()}  # fmt: skip
+    if not any(measured.values()):
         return None
     for block, own in measured.items():
         for pair, i in own:
-            high = pair["rho_mean"][i] + _reach(pair["measurements"], comparisons) * pair["rho_error"][i]
-            if high < 0:
+            if (high := pair["rho_high"][i]) < 0:
                 tasks = " and ".join(pair["tasks"])
                 return int(block) - 1, (
                     f"block {block} is the lowest where {tasks} conflict beyond doubt: noise-corrected cosine "

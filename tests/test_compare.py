@@ -228,8 +228,7 @@ def test_training_confirms_a_proposed_branch_point_or_not(against_1: tuple[str, 
     evidence: Any = SimpleNamespace(kinds={"asr": "asr", "speaker": "speaker"})
     evidence.word = lambda arm, other, task, part: words.get((other, task), "no worse")
     arms = [{"name": f"branch {b}", "branch": b, "group": "branch", "failed": {}} for b in (1, 2)]
-    pairs = [{"tasks": ["asr", "speaker"], "blocks": ["1", "2"], "rho_mean": [0.5, 0.5], "rho_error": [0.2, 0.2],
-              "measurements": 9}]  # fmt: skip
+    pairs = [{"tasks": ["asr", "speaker"], "blocks": ["1", "2"], "rho_mean": [0.5, 0.5], "rho_high": [0.9, 0.9]}]
     found = _proposal(evidence, arms, pairs, "in domain")
     assert found and found["branch"] == 2 and found["confirmed"] is confirmed
     alone = _proposal(evidence, arms[:1], pairs, "in domain")
