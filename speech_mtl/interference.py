@@ -13,6 +13,8 @@ taken on each half. What is kept of them is their inner products, from which fol
 - affinity: the share by which a plain step along task a's gradient lowers task b's loss, to first order
   lr·⟨a,b⟩ / loss of b (Fifty et al. 2021, 'TAG', arXiv 2109.04617).
 
+Gradients count as they enter the trunk: one of negative weight turned round, a probe's (weight 0) not at all.
+
 Conflict is a suspicion and not a proof (arXiv 2408.14677): `propose_branch` suggests, training decides.
 """
 
@@ -119,19 +121,22 @@ def drop_records_after(folder: Path, step: int) -> None:
         (folder / FILE).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
 
 
-def agreement(records: list[dict[str, Any]], bins: int = 10) -> list[dict[str, Any]]:
+def agreement(records: list[dict[str, Any]], weights: dict[str, float], bins: int = 10) -> list[dict[str, Any]]:
     """The figures of every pair of tasks, per block and over `bins` stretches of time; None where not measurable.
 
+    `weights`: the tasks' as configured (those recorded grow over a warm-up); a task of weight 0 is in no pair.
     `records` may be of several runs of one arm (seeds). rho_low and rho_high are Student's interval with the
     jackknife's standard error, rho_error, over the `measurements` (Efron & Tibshirani 1993). With so many blocks and
     pairs one seems to conflict by chance: all these intervals together are held to 95 % (Bonferroni).
     """
     found = []
-    names = sorted({task for record in records for task in record["tasks"]}, key=_first_seen(records))
+    measured = {task for record in records for task in record["tasks"] if weights[task]}
+    names = sorted(measured, key=_first_seen(records))
+    signs = {task: 1 if weight > 0 else -1 for task, weight in weights.items()}
     for a, b in combinations(names, 2):
         both = [record for record in records if a in record["tasks"] and b in record["tasks"]]
         if both:
-            found.append({"tasks": [a, b], "blocks": both[0]["blocks"]} | _pair(both, a, b, bins))
+            found.append({"tasks": [a, b], "blocks": both[0]["blocks"]} | _pair(both, a, b, signs, bins))
     comparisons = sum(error is not None for pair in found for error in pair["rho_error"])
     for pair in found:
         reach = _reach(pair["measurements"], comparisons) if comparisons else 0.0
@@ -148,13 +153,10 @@ def _first_seen(records: list[dict[str, Any]]) -> Any:
     return order.index
 
 
-def _pair(records: list[dict[str, Any]], a: str, b: str, bins: int) -> dict[str, Any]:
+def _pair(records: list[dict[str, Any]], a: str, b: str, signs: dict[str, int], bins: int) -> dict[str, Any]:
     grams = np.stack([_of_pair(record, a, b) for record in records])  # (N, blocks, 4, 4): a₁ a₂ b₁ b₂
-    # a task of negative weight enters the trunk turned round
-    turned = np.array([np.sign(record["scales"][a] or 1) * np.sign(record["scales"][b] or 1) for record in records])
-    signs = np.ones((len(records), 1, 4, 4))
-    signs[:, :, :2, 2:] = signs[:, :, 2:, :2] = turned[:, None, None, None]
-    grams = grams * signs
+    turned = np.repeat([signs[a], signs[b]], 2)
+    grams = grams * np.outer(turned, turned)
     epochs = np.array([record["epoch"] for record in records])
     scales = np.array([[record["scales"][t] for t in (a, b)] for record in records])
     whole = _whole(grams)
@@ -175,8 +177,9 @@ def _pair(records: list[dict[str, Any]], a: str, b: str, bins: int) -> dict[str,
         "magnitude_similarity": _list(2 * size.prod(1) / (size**2).sum(1).clip(1e-30)),
         "rho_mean": _list(rho), "rho_error": _list(error), "measurements": len(records),
         "affinity": {
-            f"{a} -> {b}": _list((step * whole[..., 0, 1] / losses[:, 1:]).mean(0)),
-            f"{b} -> {a}": _list((step * whole[..., 0, 1] / losses[:, :1]).mean(0)),
+            # the loss that is lowered is the task's own, whatever the sign of its weight
+            f"{a} -> {b}": _list((signs[b] * step * whole[..., 0, 1] / losses[:, 1:]).mean(0)),
+            f"{b} -> {a}": _list((signs[a] * step * whole[..., 0, 1] / losses[:, :1]).mean(0)),
         },
     }  # fmt: skip
 

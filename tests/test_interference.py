@@ -14,6 +14,8 @@ from speech_mtl.config import parse_config
 from speech_mtl.data import SpeechDataset, read_cuts
 from speech_mtl.train import Trainer, train
 
+WEIGHTS = {"asr": 1.0, "speaker": 1.0}
+
 
 def record(step: int, products: list[list[float]], scales: tuple[float, float] = (1.0, 1.0)) -> dict:
     """One measurement of a single block; rows: asr half 1, asr half 2, speaker half 1, speaker half 2."""
@@ -35,9 +37,9 @@ def test_figures_by_hand() -> None:
     the speaker's: <b1,b2> = 1, rho = 1 / sqrt(1·1) = 1; the whole is (1,1), cosine 1/sqrt(2), sizes 1 and sqrt(2):
     magnitude similarity 2·sqrt(2)/3. affinity: 0.1·1/4 for speaker's loss, 0.1·1/2 for asr's.
     """
-    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 1], [1, -1]))])
+    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 1], [1, -1]))], WEIGHTS)
     assert pair["rho_mean"] == [None] and pair["cosine"] == [[1.0]]
-    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 2], [1, 0]))])
+    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 2], [1, 0]))], WEIGHTS)
     assert pair["rho_mean"] == [1.0] and pair["rho"] == [[1.0]] and pair["conflict_frequency"] == [0.0]
     assert pair["cosine"][0][0] == pytest.approx(2**-0.5, abs=1e-6)
     assert pair["magnitude_similarity"][0] == pytest.approx(2 * 2**0.5 / 3, abs=1e-6)
@@ -46,7 +48,7 @@ def test_figures_by_hand() -> None:
 
 def test_what_no_cosine_can_be_is_not_measured() -> None:
     """<a1,a2> = 1, <b1,b2> = 0.01 beside products of 1 across: 1 / sqrt(0.01) = 10."""
-    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 0.99], [1, -1]))])
+    (pair,) = interference.agreement([record(1, products_of([1, 0], [1, 0], [1, 0.99], [1, -1]))], WEIGHTS)
     assert pair["rho"] == [[None]] and pair["rho_mean"] == [None]
 
 
@@ -59,16 +61,25 @@ def test_noise_is_corrected_for() -> None:
     for step in range(3000):
         halves = [g + rng.normal(0, 0.5, 400) for g in (a, a, b, b)]
         records.append(record(step, products_of(*halves)))
-    (pair,) = interference.agreement(records)
+    (pair,) = interference.agreement(records, WEIGHTS)
     assert abs(np.mean(pair["cosine"][0])) < 0.05
     assert pair["rho_mean"][0] == pytest.approx(0.6, abs=0.15)
     assert pair["rho_low"][0] < 0.6 < pair["rho_high"][0] and pair["rho_high"][0] - pair["rho_low"][0] < 0.5
 
 
 def test_negative_weight_turns_a_task_round() -> None:
+    """Also where its warm-up begins with 0. It enters the trunk turned; asr's step lowers its loss all the same."""
     products = products_of([1, 0], [1, 0], [1, 0], [1, 0])
-    (pair,) = interference.agreement([record(i, products, (1.0, -0.5)) for i in range(4)])
+    records = [record(i, products, (1.0, -0.5 * (i > 1))) for i in range(4)]
+    (pair,) = interference.agreement(records, {"asr": 1.0, "speaker": -0.5})
     assert pair["cosine"] == [[-1.0] * 4] and pair["rho_mean"] == [-1.0] and pair["conflict_frequency"] == [1.0]
+    assert pair["affinity"] == {"asr -> speaker": [0.025], "speaker -> asr": [-0.05]}
+
+
+def test_a_probe_is_in_no_pair() -> None:
+    """Its gradient is against asr's, and changes nothing in the trunk."""
+    products = products_of([1, 0], [1, 0], [-1, 0], [-1, 0])
+    assert interference.agreement([record(i, products, (1.0, 0.0)) for i in range(4)], WEIGHTS | {"speaker": 0.0}) == []
 
 
 def test_proposed_branch_point_is_below_the_lowest_conflict_beyond_doubt() -> None:
@@ -95,7 +106,7 @@ def test_conflict_is_told_as_it_is_proposed() -> None:
     gram[:, 0, :2, 2:] = gram[:, 0, 2:, :2] = np.array([-0.2, -0.4, -0.5, -0.7])[:, None, None]
     gram[:, 1:, :2, 2:] = gram[:, 1:, 2:, :2] = np.array([0.2, -0.2, 0.1, -0.1])[:, None, None, None]
     records = [record(i, []) | {"blocks": ["1", "2", "3", "4"], "gram": gram[i].tolist()} for i in range(4)]
-    (pair,) = interference.agreement(records)
+    (pair,) = interference.agreement(records, WEIGHTS)
     assert pair["rho_mean"][0] == -0.45 and -0.45 + 3.182 * pair["rho_error"][0] < 0  # Student's t of 3: 97.5 %
     assert pair["rho_high"][0] > 0 and (interference.propose_branch([pair]) or (None,))[0] == 4
 
@@ -111,7 +122,7 @@ def test_few_measurements_conflict_no_more_often_by_chance() -> None:
             halves = np.concatenate([a, a, b, b], axis=1) + rng.normal(0, 0.3, (4, 4, 50))
             gram = (halves @ halves.transpose(0, 2, 1)).tolist()
             records.append(record(step, []) | {"blocks": ["1", "2", "3", "4"], "gram": gram})
-        (pair,) = interference.agreement(records)
+        (pair,) = interference.agreement(records, WEIGHTS)
         missed += not pair["rho_low"][0] <= 0 <= pair["rho_high"][0]
         found = interference.propose_branch([pair])
         proposed += found is not None and found[0] < 4
@@ -187,7 +198,7 @@ def test_two_copies_of_a_task_agree_and_an_opposed_one_conflicts(corpus: dict[st
         }
         values["train"] |= {"interference_every": 2}
         folder = train(parse_config(values, "test"), tmp_path / str(sign))
-        (pair,) = interference.agreement(interference.read_records(folder / "training"))
+        (pair,) = interference.agreement(interference.read_records(folder / "training"), {"one": 1.0, "two": weight})
         # equal heads start alike, and stay alike without dropout; a gradient may be too small to measure without noise
         assert all(sign * cosine > 0.99 for block in pair["cosine"] for cosine in block)
         assert all(sign * rho > 0.99 for rho in pair["rho_mean"] if rho is not None)

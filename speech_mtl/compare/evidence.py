@@ -273,8 +273,9 @@ def _records(evidence: Evidence, arm: str) -> list[dict[str, Any]]:
 
 
 def _interference(evidence: Evidence, arm: Arm) -> list[dict[str, Any]]:
-    records = _records(evidence, arm.name)
-    return [{"arm": arm.name} | pair for pair in interference.agreement(records)] if records else []
+    config = evidence.plan.config_of(arm, evidence.plan.config.compare.seeds[0])
+    weights = {name: task.weight for name, task in config.tasks.items()}
+    return [{"arm": arm.name} | pair for pair in interference.agreement(_records(evidence, arm.name), weights)]
 
 
 def _overhead(evidence: Evidence) -> float | None:
