@@ -74,7 +74,8 @@ def make_corpus(folder: Path, per_speaker: int, seed: int, **changes: object) ->
 @pytest.fixture(scope="session")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("corpus")
-    return {"train": str(make_corpus(folder, 16, seed=1)), "dev": str(make_corpus(folder, 4, seed=2))}
+    sizes = {"train": (16, 1), "dev": (4, 2), "test": (20, 6)}
+    return {name: str(make_corpus(folder, size, seed=seed)) for name, (size, seed) in sizes.items()}
 
 
 def tiny_values(corpus: dict[str, str]) -> dict:

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import tiny_model, tiny_values
+from lhotse import CutSet
 
 from speech_mtl.compare import compare, comparison_config, encoder_cost
+from speech_mtl.compare.apart import check_apart
 from speech_mtl.compare.arms import encoder_weights, plan_arms
 from speech_mtl.compare.cost import flops_per_s, own_peak_mb, peak_mb
 from speech_mtl.compare.evidence import Evidence, _is_scored, _proposal
@@ -25,7 +27,7 @@ from speech_mtl.data import DataError
 def compare_values(corpus: dict[str, str], **changes: object) -> dict:
     values = tiny_values(corpus)
     values["train"] |= {"epochs": 1, "interference_every": 3}
-    values["compare"] = {"test": [corpus["dev"], corpus["train"]], "seeds": [1], "branches": [1]} | changes
+    values["compare"] = {"test": [corpus["test"]], "seeds": [1], "branches": [1]} | changes
     return values
 
 
@@ -168,6 +170,26 @@ def test_a_task_with_one_class_is_refused_before_anything_is_trained(corpus: dic
     with pytest.raises(DataError, match="task 'accent': at least two different labels are needed in training, found"):
         compare(parse_config(values, "test"), "test", tmp_path, command="test")
     assert not (tmp_path / "runs").exists()
+
+
+def test_tests_on_what_was_trained_on_are_refused(corpus: dict[str, str], tmp_path: Path) -> None:
+    """By another name and half an utterance as well; a neighbour in the same recording is another utterance."""
+    found = r"60 utterances, such as 'ann-1-0', are also in data.train; accepted are utterances that no arm is trained"
+    with pytest.raises(DataError, match=rf"compare.test: 48 of {found}"):
+        compare(config_of(corpus, test=[corpus["dev"], corpus["train"]]), "test", tmp_path, command="test")
+    assert not (tmp_path / "runs").exists()
+    first = next(iter(CutSet.from_file(corpus["train"])))
+    half = first.duration / 2
+    early, late = (str(tmp_path / name) for name in ("early.jsonl.gz", "late.jsonl.gz"))
+    CutSet.from_cuts([first.truncate(duration=half).with_id("early")]).to_file(early)
+    CutSet.from_cuts([first.truncate(offset=half).with_id("late")]).to_file(late)
+    with pytest.raises(DataError, match="compare.out_of_domain: 1 of 1 utterances, such as 'early', are also in"):
+        check_apart(config_of(corpus, out_of_domain=[early]))
+    values = compare_values(corpus, out_of_domain=[early])
+    values["data"]["train"] = [late]
+    assert check_apart(parse_config(values, "test")) is None
+    values["data"]["dev"] = [late]
+    assert "data.dev: 1 of 1 utterances, such as 'late'" in (check_apart(parse_config(values, "test")) or "")
 
 
 def test_one_task_is_no_comparison(corpus: dict[str, str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from rich.console import Console
 
 from speech_mtl.checkpoint import write_atomically
+from speech_mtl.compare.apart import check_apart
 from speech_mtl.compare.arms import Plan, encoder_stacks, encoder_weights, plan_arms
 from speech_mtl.compare.evidence import collect
 from speech_mtl.compare.runs import make_runs, run_all
@@ -42,13 +43,15 @@ def comparison_config(config: Config, quick: bool) -> Config:
 def compare(config: Config, recipe: str, out: Path, *, command: str, quick: bool = False, jobs: int = 1) -> Path:
     """Train and score what is left to do, write out/compare.json and the report; returns the report's path.
 
-    Raises ConfigError for settings that cannot be compared, DataError for data that cannot be read, KeyboardInterrupt
-    after everything under way was saved.
+    Raises ConfigError for settings that cannot be compared, DataError for data that cannot be read or tested on,
+    KeyboardInterrupt after everything under way was saved.
     """
     started = time.monotonic()
     console = Console(stderr=True, soft_wrap=True)
     plan = plan_arms(comparison_config(config, quick))
     check_labels(take_inventory(read_training(plan.config), plan.config), plan.config)
+    if caution := check_apart(plan.config):
+        console.print(f"warning: {caution}", style="yellow", highlight=False, markup=False)
     runs = make_runs(plan, out)
     describe(plan, console)
     run_all(runs, jobs, console)
