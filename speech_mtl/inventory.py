@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 
 from speech_mtl.config import Config
 from speech_mtl.cuts import label_names
-from speech_mtl.data import DataError, usable
+from speech_mtl.data import DataError, read_cuts, usable
 from speech_mtl.tasks import label_of
 from speech_mtl.tasks.speaker import VECTORS
 
@@ -79,3 +79,20 @@ def check_labels(inventory: Inventory, config: Config) -> None:
         if len(inventory.classes[name]) < 2:
             found = list(inventory.classes[name]) or "none"
             raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
+
+
+def check_selection(inventory: Inventory, config: Config) -> None:
+    """Raises DataError where train.select names a task that no dev utterance can be scored for."""
+    name = config.train.select
+    if name == "mean":
+        return
+    label, known = label_names(config)[name], None
+    if config.tasks[name].type == "speaker" and not config.data.dev_enroll:
+        known = inventory.classes[name]  # strangers are not scored
+    labels = (label_of(cut, label) for cut in read_cuts(config.data.dev))
+    if not any(found is not None and (known is None or found in known) for found in labels):
+        rest = "" if known is None else " of a training speaker, and data.dev_enroll is empty"
+        raise DataError(
+            f"train.select is '{name}', and no utterance of data.dev = {config.data.dev} has a label for it{rest}; "
+            "accepted: mean, or a task with labels there"
+        )

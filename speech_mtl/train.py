@@ -286,17 +286,12 @@ class Trainer:
             lost = recognition_lost(self.start_wer, self._wer(summary), self.config.trunk.max_wer_increase)
             errors = headline(summary, self.kinds)
             select = self.config.train.select
-            chosen = (
-                errors.get(select)
-                if select in errors
-                else sum(errors.values()) / len(errors)
-                if errors
-                else -self.epoch
-            )
-            better = chosen is not None and chosen < self.best and not lost
+            chosen_by = [select] if select in errors else list(errors)
+            chosen = sum(errors[name] for name in chosen_by) / len(chosen_by) if chosen_by else -self.epoch
+            better = chosen < self.best and not lost
             if better:
-                self.best = chosen  # type: ignore[assignment]
-                save_model(model, self.out, _card(self.config, self.inventory, self.epoch, summary))
+                self.best = chosen
+                save_model(model, self.out, _card(self.config, self.inventory, self.epoch, summary, chosen_by))
                 self._save_threshold(summary)
             console.evaluated(self.epoch, self.step, summary, better, self.elapsed_s, self.failed)
         if self._any_process(bool(lost)):
@@ -367,14 +362,15 @@ class Trainer:
             torch.cuda.set_rng_state(state["cuda_rng"])
 
 
-def _card(config: Config, inventory: Inventory, epoch: int, summary: dict[str, Any]) -> str:
-    """The model folder's README.md."""
+def _card(config: Config, inventory: Inventory, epoch: int, summary: dict[str, Any], chosen_by: list[str]) -> str:
+    """The model folder's README.md. `chosen_by`: the tasks by whose dev errors it was chosen."""
+    why = f"the best by the mean dev error of {', '.join(chosen_by)}" if chosen_by else "the last, with no dev error"
     tasks = ", ".join(f"{name} ({task.type})" for name, task in config.tasks.items())
     return (
         "# speech_mtl model\n\n"
         f"Tasks: {tasks}. Trained on {inventory.utterances} utterances ({inventory.duration_s / 3600:.2f} h) of\n"
         + "".join(f"- {path}\n" for path in config.data.train)
         + ("\nThe recogniser is that of train.init, unchanged.\n" if config.trunk.frozen else "")
-        + f"\nKept after epoch {epoch}, the best by `train.select = {config.train.select}` on the dev data:\n\n"
+        + f"\nKept after epoch {epoch}, {why}:\n\n"
         f"```json\n{json.dumps(summary, indent=1)}\n```\n"
     )

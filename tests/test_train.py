@@ -85,6 +85,26 @@ def test_refusals(corpus: dict[str, str], tmp_path: Path) -> None:
         train(parse_config(values, "x"), tmp_path / "d", resume=True)
 
 
+def test_a_model_is_chosen_by_what_its_card_says(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["train"] |= {"epochs": 1, "select": "speaker"}
+    values["data"]["train"] = [str(make_corpus(tmp_path, 2, seed=8))]
+    unlabelled = str(make_corpus(tmp_path, 1, seed=6, speaker=None))
+    strangers = str(make_corpus(tmp_path, 1, seed=7, speaker="eve"))
+    for number, dev in enumerate(([], [unlabelled], [strangers])):
+        with pytest.raises(DataError, match="train.select is 'speaker', and no utterance of data.dev = .* has a label"):
+            train(parse_config(values | {"data": values["data"] | {"dev": dev}}, "x"), tmp_path / str(number))
+    card = (train(parse_config(values, "x"), tmp_path / "one") / "README.md").read_text()
+    assert "the best by the mean dev error of speaker:" in card
+    values["train"]["select"] = "mean"
+    values["data"]["dev"] = [unlabelled]
+    card = (train(parse_config(values, "x"), tmp_path / "two") / "README.md").read_text()
+    assert "the best by the mean dev error of asr:" in card
+    values["data"]["dev"] = []
+    card = (train(parse_config(values, "x"), tmp_path / "none") / "README.md").read_text()
+    assert "the last, with no dev error:" in card
+
+
 def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, str], tmp_path: Path) -> None:
     values = tiny_values(corpus)
     values["train"]["epochs"] = 1
