@@ -91,6 +91,14 @@ def test_a_probe_and_an_adversary_alone_train_their_encoder(corpus: dict[str, st
         assert weights["joint"] == weights["pcgrad"] == weight
 
 
+def test_weights_of_a_probe_are_not_swept(corpus: dict[str, str]) -> None:
+    """Every factor would give the joint arm once more."""
+    values = compare_values(corpus, weights={"speaker": [0.1, 10]})
+    values["tasks"]["speaker"]["weight"] = 0.0
+    with pytest.raises(ConfigError, match="compare.weights: the weight of 'speaker' is 0 in the recipe, every factor"):
+        plan_arms(parse_config(values, "test"))
+
+
 def test_the_label_that_is_shuffled_is_the_tasks(corpus: dict[str, str]) -> None:
     values = compare_values(corpus)
     values["tasks"] = {name: values["tasks"][name] for name in ("speaker", "asr")}

@@ -121,6 +121,11 @@ def plan_arms(config: Config) -> Plan:
     for name, factors in config.compare.weights.items():
         if name not in config.tasks:
             raise ConfigError(f"compare.weights: no task '{name}'; accepted: {', '.join(names)}")
+        if factors and not config.tasks[name].weight:
+            raise ConfigError(
+                f"compare.weights: the weight of '{name}' is 0 in the recipe, every factor gives 0; "
+                f"accepted: no factors for it, or arms with tasks.{name}.weight under compare.arms"
+            )
         for factor in factors:
             weight = factor * config.tasks[name].weight
             plan.add(Arm(
