@@ -57,6 +57,8 @@ class TrainingConsole:
         )
         for reason, count in found.left_out.items():
             self.console.print(f"[yellow]left out: {count} utterances {reason}")
+        for reason, count in found.texts_left_out.items():
+            self.console.print(f"[yellow]left out: the text of {count} utterances {reason}")
         self.task = self.progress.add_task("train", total=self.config.train.epochs, epoch="", losses="")
         self.progress.start()
         self.last = self.printed = time.monotonic()

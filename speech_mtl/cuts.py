@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
 from zlib import crc32
 
@@ -39,7 +39,7 @@ def with_labels(cut: Cut, values: Mapping[str, str | None]) -> Cut:
     """The cut with these labels in all its supervisions, whether fields of theirs or custom; a text in the first."""
     fields = {name: value for name, value in values.items() if name in FIELDS}
     custom = {name: value for name, value in values.items() if name not in FIELDS}
-    later = fields | {"text": None} if "text" in fields else fields
+    later = fields | {"text": ""} if "text" in fields else fields
     first = True
 
     def changed(supervision: SupervisionSegment) -> SupervisionSegment:
@@ -47,7 +47,15 @@ def with_labels(cut: Cut, values: Mapping[str, str | None]) -> Cut:
         mine, first = fields if first else later, False
         return fastcopy(supervision, **mine, custom=(supervision.custom or {}) | custom or None)
 
-    return cut.map_supervisions(changed)
+    return _mapped(cut, changed)
+
+
+def _mapped(cut: Cut, change: Callable[[SupervisionSegment], SupervisionSegment]) -> Cut:
+    """The cut with its supervisions changed; lhotse would change those of a mixed cut where they are."""
+    if not isinstance(cut, MixedCut):
+        return cut.map_supervisions(change)
+    tracks = [fastcopy(track, cut=_mapped(track.cut, change)) for track in cut.tracks]
+    return fastcopy(cut, tracks=tracks)
 
 
 def voice_of(cut: Cut) -> str | None:
@@ -62,8 +70,7 @@ def seeded(*parts: object) -> random.Random:
 
 def labels_at_speed(cut: Cut, factor: float) -> Cut:
     """The labels of a cut under the speaker's name at that speed."""
-    supervisions = [_at_speed(supervision, factor) for supervision in cut.supervisions]
-    return fastcopy(cut.tracks[0].cut if isinstance(cut, MixedCut) else cut, id=cut.id, supervisions=supervisions)
+    return _mapped(cut, partial(_at_speed, factor=factor))
 
 
 def at_all_speeds(cuts: Iterable[Cut], factors: Iterable[float]) -> Iterator[Cut]:
@@ -170,7 +177,8 @@ def _labelled_as(first: Cut, other: Cut, names: list[str]) -> Cut:
 
 
 def _labelled_throughout(cut: Cut) -> Cut:
-    """Labels hold for the whole cut, so that no part of it is without them."""
+    """Labels hold for the whole cut, so that no part of it is without them; what of a text is in it is not known."""
     if isinstance(cut, MixedCut) or not cut.supervisions:
         return cut
-    return fastcopy(cut, supervisions=[fastcopy(s, start=0.0, duration=cut.duration) for s in cut.supervisions])
+    whole = {"start": 0.0, "duration": cut.duration, "text": None}
+    return fastcopy(cut, supervisions=[fastcopy(supervision, **whole) for supervision in cut.supervisions])

@@ -25,6 +25,7 @@ class Inventory:
     classes: dict[str, Counter[str]] = field(default_factory=dict)
     taught: int = 0  # utterances with a teacher's vector, where a task learns from it
     left_out: Counter[str] = field(default_factory=Counter)
+    texts_left_out: Counter[str] = field(default_factory=Counter)  # of utterances that are used for other tasks
 
     def labels(self) -> dict[str, list[str]]:
         return {task: sorted(counts) for task, counts in self.classes.items()}
@@ -43,6 +44,8 @@ def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
         found.duration_s += cut.duration
         if (text := label_of(cut, "text")) is not None:
             found.texts.append(text)
+        elif any(supervision.text for supervision in cut.supervisions):
+            found.texts_left_out["is not that of the cut: a supervision has none, or reaches beyond the cut"] += 1
         for task, name in names.items():
             if (label := label_of(cut, name)) is not None:
                 found.classes[task][label] += 1

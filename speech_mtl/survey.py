@@ -70,6 +70,8 @@ class Survey:
         found = []
         for reason, count in self.inventory.left_out.items():
             found.append(f"{count} utterances are left out: {reason}")
+        for reason, count in self.inventory.texts_left_out.items():
+            found.append(f"the text of {count} utterances is left out: it {reason}")
         if self.too_long:
             found.append(
                 f"{len(self.too_long)} texts need more encoder frames than their audio has and will not count as "

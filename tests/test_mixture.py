@@ -15,7 +15,7 @@ from lhotse.audio import AudioSource
 from lhotse.cut import Cut
 
 from speech_mtl.config import Config, ConfigError, parse_config
-from speech_mtl.cuts import MatchedLengths, StrungTogether, voice_of, with_labels
+from speech_mtl.cuts import MatchedLengths, StrungTogether, labels_at_speed, voice_of, with_labels
 from speech_mtl.data import DataError, Manifest, SpeechDataset, batches, read_cuts
 from speech_mtl.initial import prepare_model
 from speech_mtl.inventory import take_inventory
@@ -343,6 +343,38 @@ def test_a_text_stands_once_in_a_cut_of_several_supervisions() -> None:
     cut.supervisions.append(SupervisionSegment("b", "a", 1.0, 1.0, text="two"))
     assert label_of(with_labels(cut, {"text": "three"}), "text") == "three"
     assert label_of(cut, "text") == "one two"
+
+
+def test_a_part_of_a_cut_has_no_text_and_more_than_it_has_all() -> None:
+    whole = silent_cut("a", 1.6, text="one two")
+    windows = CutSet.from_cuts([whole]).cut_into_windows(0.8)
+    assert [label_of(part, "text") for part in (*windows, whole.truncate(duration=0.8))] == [None] * 3
+    assert label_of(whole.truncate(duration=0.8).pad(2.0), "text") is None
+    more = [whole.perturb_speed(0.9), whole.perturb_speed(1.1), whole.pad(3.0, direction="left"), whole.pad(3.0)]
+    assert [label_of(cut, "text") for cut in more] == ["one two"] * 4
+    assert label_of(more[0].append(more[2]), "text") == "one two one two"
+
+
+def test_a_text_that_is_known_in_part_is_none_at_any_length() -> None:
+    """Beside texts that are known: neither strung to others, nor known when it is cropped."""
+    part = silent_cut("part", 4.0, text="one", speaker="ann").truncate(duration=2.0).with_id("part")
+    mixed = part.append(silent_cut("b", 2.0, text="two", speaker="ann")).with_id("mixed")
+    texts = [silent_cut(f"{i}", 1.0, text="three", speaker="ann") for i in range(3)]
+    config = config_for(["unread"], match_lengths=True)
+    for epoch in range(5):
+        cuts = list(MatchedLengths(StrungTogether([part, mixed, *texts], config, epoch), config, epoch))
+        assert label_of(cuts[0], "text") is None and cuts[0].duration == cuts[1].duration == 1.0
+    found = take_inventory([part, mixed, *texts], config)
+    assert list(found.texts_left_out.values()) == [2] and len(found.texts) == 3
+
+
+def test_labels_of_a_mixed_cut_change_in_the_copy_alone() -> None:
+    """Also of one that opens with silence."""
+    mixed = silent_cut("a", 1.0, text="one", speaker="ann").pad(2.0, direction="left").with_id("mixed")
+    slow = labels_at_speed(mixed, 0.9)
+    other = with_labels(mixed, {"speaker": "bob"})
+    assert [label_of(cut, "speaker") for cut in (slow, other, mixed)] == ["ann@0.9", "bob", "ann"]
+    assert {label_of(cut, "text") for cut in (slow, other, mixed)} == {"one"} and slow.id == "mixed"
 
 
 def test_a_permuted_speaker_has_its_speeds(corpus: dict[str, str]) -> None:

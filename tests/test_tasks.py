@@ -80,6 +80,31 @@ def test_label_of() -> None:
     assert label_of(two, "speaker") is None
 
 
+@pytest.mark.parametrize("blank", ["", " "])
+def test_a_blank_label_is_a_missing_one(model: SpeechModel, blank: str) -> None:
+    blanks = cut(text=blank, speaker=blank, gender=blank, custom={"accent": blank})
+    assert [label_of(blanks, name) for name in ("speaker", "gender", "accent")] == [None] * 3
+    assert label_of(blanks, "text") == ""  # nothing is said
+    blanks.supervisions.append(cut(speaker="ann").supervisions[0])
+    assert label_of(blanks, "speaker") is None
+
+
+def spoken(*parts: tuple[float, float, str | None], duration_s: float = 2.0) -> MonoCut:
+    """A cut with supervisions of these starts, ends and texts."""
+    segments = [SupervisionSegment(str(i), "r", a, b - a, text=text) for i, (a, b, text) in enumerate(parts)]
+    return MonoCut("c", 0, duration_s, 0, supervisions=segments)
+
+
+def test_the_text_of_several_supervisions() -> None:
+    """In order of time, and unknown where a part of it is."""
+    assert label_of(spoken((1.0, 2.0, "two"), (0.0, 1.0, "one")), "text") == "one two"
+    assert label_of(spoken((0.0, 1.0, "one"), (1.0, 2.0, None)), "text") is None
+    assert label_of(spoken((0.0, 1.0, "one"), (1.0, 2.0, "")), "text") == "one"
+    assert label_of(spoken((-0.05, 2.05, "one")), "text") == "one"  # rounded
+    assert label_of(spoken((-0.2, 2.0, "one two")), "text") is None
+    assert label_of(spoken((0.0, 1.0, "one"), (1.0, 2.2, "two")), "text") is None
+
+
 def test_margin_is_added_to_the_angle() -> None:
     angles = torch.tensor([0.3, 1.0, 2.0])
     cosine = torch.stack([angles.cos(), torch.zeros(3)], dim=1)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
+    from lhotse import SupervisionSegment
     from lhotse.cut import Cut
 
     from speech_mtl.config import Config
@@ -84,16 +85,38 @@ class Task(nn.Module, ABC):
 def label_of(cut: Cut, name: str) -> str | None:
     """An utterance's label: a supervision field (text, speaker, gender, language) or a key of its custom dict.
 
-    None where it is absent, or where several supervisions of a cut disagree; their texts are joined.
+    None where it is absent or blank, or where several supervisions of a cut disagree; for the text see `text_of`.
     """
-    values = [getattr(s, name, None) if name in FIELDS else (s.custom or {}).get(name) for s in cut.supervisions]
     if name == "text":
-        present = [value for value in values if value is not None]
-        return " ".join(present) if present else None
-    distinct = {str(value) for value in values if value is not None}
-    return distinct.pop() if len(distinct) == 1 and None not in values else None
+        return text_of(cut)
+    values = [getattr(s, name, None) if name in FIELDS else (s.custom or {}).get(name) for s in cut.supervisions]
+    distinct = {"" if value is None else str(value) for value in values}
+    label = distinct.pop() if len(distinct) == 1 else ""
+    return label if label.strip() else None
 
 
+def text_of(cut: Cut) -> str | None:
+    """The texts of a cut's supervisions, as they follow one another; "" where nothing is said.
+
+    None where one of them has none, or begins before the cut or ends after it: then what is said in it is not known.
+    """
+    texts = [supervision.text for supervision in sorted(cut.supervisions, key=lambda supervision: supervision.start)]
+    if not texts or None in texts:
+        return None
+    parts = [track.cut for track in getattr(cut, "tracks", [])] or [cut]  # what was cut off may be padded anew
+    if any(_reaches_out(supervision, part) for part in parts for supervision in part.supervisions):
+        return None
+    return " ".join(text for text in texts if text.strip())
+
+
+def _reaches_out(supervision: SupervisionSegment, cut: Cut) -> bool:
+    """Whether something is said in it beyond the cut's ends."""
+    outside = supervision.start < -OUTSIDE_S or supervision.end > cut.duration + OUTSIDE_S
+    return outside and bool((supervision.text or "").strip())
+
+
+OUTSIDE_S = 0.1
+"""Beyond the cut's ends by so little, a supervision's text is still said in it: times are rounded, words are longer."""
 FIELDS = {"text", "speaker", "gender", "language"}
 
 
