@@ -176,9 +176,10 @@ class SpeechDataset(Dataset):
 
     def __init__(self, config: Config, augment: bool = False):
         self.sample_rate, self.seed = config.features.sample_rate, config.train.seed
-        # fewer samples than a hop give no frame
-        self.least_samples = max(config.data.min_utterance_s * self.sample_rate, config.features.hop_samples)
         self.augment = config.augment if augment else None
+        # fewer samples than a hop give no frame; those of training are long enough, and at a higher speed shorter
+        least_samples = 0.0 if augment else config.data.min_utterance_s * self.sample_rate
+        self.least_samples = max(least_samples, config.features.hop_samples)
         # read before the first batch, so that a wrong path is not taken for an utterance that cannot be read
         self.noises = list(Manifest(config.augment.noise)) if augment and config.augment.noise else []
 

@@ -125,6 +125,14 @@ def test_an_utterance_without_a_frame_is_too_short(corpus: dict[str, str], tmp_p
     assert [cut.id for cut in batch.cuts] == ["160"] and "0.010 s, shorter than 0.01 s" in dict(batch.failed)["159"]
 
 
+def test_the_shortest_utterances_are_trained_on_at_every_speed(corpus: dict[str, str]) -> None:
+    values = tiny_values(corpus)
+    values["augment"], values["data"]["min_utterance_s"] = {"speeds": [1.1]}, 0.25
+    cuts = CutSet.from_cuts(c.truncate(duration=0.25).with_id(c.id) for c in read_cuts([corpus["train"]]))
+    read = list(batches(cuts, parse_config(values, "test"), train=True))
+    assert sum(len(batch.cuts) for batch in read) == 48 and not any(batch.failed for batch in read)
+
+
 def test_speed_makes_a_new_speaker(corpus: dict[str, str]) -> None:
     values = tiny_values(corpus)
     values["augment"] = {"speeds": [0.8], "gain_db": 0.0}
