@@ -30,6 +30,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from speech_mtl.config import Config
 from speech_mtl.data import Batch, DataError, Manifest, filled, usable, utterances
+from speech_mtl.inventory import check_ids
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames
 
@@ -40,8 +41,9 @@ BYTES = 4
 class Corpus:
     """One manifest's kept frames, and where each utterance lies. Raises DataError where the files are not whole."""
 
-    def __init__(self, folder: Path, model: SpeechModel, blocks: list[int]):
+    def __init__(self, folder: Path, model: SpeechModel, blocks: list[int], manifest: str):
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        check_ids(index["ids"], f"trunk.cache: manifest {manifest}")  # kept frames may be of before they were checked
         self.failed: dict[str, str] = index["failed"]
         self.row = {cut_id: row for row, cut_id in enumerate(index["ids"])}
         self.samples = torch.tensor(index["samples"], dtype=torch.long)
@@ -66,7 +68,7 @@ class FrameCache:
         self.failed: dict[str, str] = {}
         owners: dict[str, str] = {}
         for manifest, folder in folders.items():
-            corpus = Corpus(folder, model, self.blocks)
+            corpus = Corpus(folder, model, self.blocks, manifest)
             for cut_id in corpus.row:
                 if cut_id in owners:
                     raise DataError(
@@ -130,6 +132,7 @@ def make(
     if folder.is_dir():
         return
     cuts = [cut for cut in Manifest(manifest) if not training or usable(cut, config.data) is None]
+    check_ids((cut.id for cut in cuts), f"trunk.cache: manifest {manifest}")
     rate = config.features.sample_rate
     samples = torch.tensor([round(cut.duration * rate) for cut in cuts], dtype=torch.long)
     blocks = blocks_kept(model)

@@ -54,6 +54,13 @@ def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
     return found
 
 
+def check_ids(ids: Iterable[str], where: str) -> None:
+    """Raises DataError where two cuts of a manifest have the same id, and something is kept for each by its id."""
+    cut_id, times = max(Counter(ids).items(), key=lambda item: item[1], default=("", 0))
+    if times > 1:
+        raise DataError(f"{where}: cut '{cut_id}' is there {times} times; ids within a manifest must differ")
+
+
 def _is_taught(cut: Cut, size: int) -> bool:
     """Whether the cut has a teacher's vector. Raises DataError for one of another size."""
     found = {len(vector) for s in cut.supervisions for vector in (s.custom or {}).get(VECTORS, {}).values()}

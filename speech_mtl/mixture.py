@@ -22,6 +22,7 @@ from lhotse.cut import Cut
 from speech_mtl.config import Config, DataConfig
 from speech_mtl.cuts import VOICE, label_names, seeded, with_labels
 from speech_mtl.data import Chain, Corpus, DataError, Manifest, repetition, usable
+from speech_mtl.inventory import check_ids
 from speech_mtl.tasks import label_of
 
 Labels = dict[str, dict[str, str]]
@@ -152,6 +153,7 @@ def _permutation(manifests: list[Manifest], config: Config) -> dict[Path, Labels
     owners: dict[str, list[tuple[Path, str]]] = {name: [] for name in names}
     values: dict[str, list[str]] = {name: [] for name in names}
     for manifest in manifests:
+        check_ids((cut.id for cut in _usable(manifest, config.data)), f"data.permute: manifest {manifest.path}")
         for cut in _usable(manifest, config.data):
             for name in names:
                 if (value := label_of(cut, name)) is not None:
