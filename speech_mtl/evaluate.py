@@ -221,6 +221,29 @@ def summarize(rows: Iterable[Row], kinds: dict[str, str], parameters: int) -> di
     }
 
 
+def summarize_dev(
+    rows: Iterable[Row], kinds: dict[str, str], parameters: int, failed: dict[str, str]
+) -> dict[str, Any]:
+    """The summary of the dev data's rows; `failed` gets id and reason of what could not be read.
+
+    Raises DataError where nothing could.
+    """
+    bad: dict[str, str] = {}
+
+    def noted() -> Iterator[Row]:
+        for row in rows:
+            if "error" in row:
+                bad[row["id"]] = row["error"]
+            yield row
+
+    summary = summarize(noted(), kinds, parameters)
+    if not summary["utterances"]:
+        first = next(iter(bad.values()), "none")
+        raise DataError(f"data.dev: none of {len(bad)} recordings could be read; the first: {first}")
+    failed |= bad
+    return summary
+
+
 def _essence(kind: str, row: Row, names: dict[tuple[str, ...], tuple[str, ...]]) -> Any:
     """What a task's score needs of a row; the rest is let go."""
     if kind == "asr":

@@ -27,13 +27,7 @@ from speech_mtl.calibration import Calibration, save_calibration
 from speech_mtl.checkpoint import CheckpointError, save_model, write_atomically
 from speech_mtl.config import Config
 from speech_mtl.console import METRICS, TrainingConsole, stopped_by_signals
-from speech_mtl.data import (
-    Batch,
-    DataError,
-    batches,
-    length_batches,
-    read_cuts,
-)
+from speech_mtl.data import Batch, DataError, batches, length_batches, read_cuts
 from speech_mtl.evaluate import (
     Source,
     count_parameters,
@@ -42,7 +36,7 @@ from speech_mtl.evaluate import (
     fit_speakers,
     headline,
     recordings,
-    summarize,
+    summarize_dev,
     task_kinds,
 )
 from speech_mtl.initial import prepare_model
@@ -258,14 +252,15 @@ class Trainer:
         """Dev WER before the first step, which trunk.max_wer_increase is counted from."""
         if self.accelerator.is_main_process:
             rows = evaluate_rows(self.raw_model.eval(), read_cuts(self.config.data.dev))
-            self.start_wer = self._wer(summarize(rows, self.kinds, count_parameters(self.raw_model)))
+            self.start_wer = self._wer(summarize_dev(rows, self.kinds, count_parameters(self.raw_model), self.failed))
             if not self.start_wer < math.inf:
                 raise DataError("trunk.max_wer_increase: no utterance of data.dev has a text")
             console.say(f"dev WER before training {100 * self.start_wer:.2f} %")
 
     def _wer(self, summary: dict[str, Any]) -> float:
-        """Of the recogniser; infinite where there is none, or no text."""
-        return next((summary[n]["wer"] for n, kind in self.kinds.items() if kind == "asr" and n in summary), math.inf)
+        """Of the recogniser; infinite where there is none, or no word in its texts."""
+        wers = [summary[n]["wer"] for n, kind in self.kinds.items() if kind == "asr" and n in summary]
+        return math.inf if not wers or wers[0] is None else wers[0]
 
     def _evaluate(self, console: TrainingConsole) -> None:
         """Score the averaged weights on the dev data and keep them where they are the best so far.
@@ -282,7 +277,7 @@ class Trainer:
                 enroll = self.config.data.dev_enroll if "speaker" in self.kinds.values() else []
                 references = enroll_references(model, read_cuts(enroll), self._source("dev_enroll")) if enroll else None
                 rows = evaluate_rows(model, read_cuts(self.config.data.dev), references, self._source("dev"))
-                summary = summarize(rows, self.kinds, count_parameters(model))
+                summary = summarize_dev(rows, self.kinds, count_parameters(model), self.failed)
             lost = recognition_lost(self.start_wer, self._wer(summary), self.config.trunk.max_wer_increase)
             errors = headline(summary, self.kinds)
             select = self.config.train.select
@@ -319,11 +314,14 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(), "weighting": self.weighting.state_dict(), "rngs": rngs,
             "place": [self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s],
             "averaged": self.average.updates, "start_wer": self.start_wer, "cuda_rngs": cuda_rngs,
-            "shown": self.shown_losses,
+            "shown": self.shown_losses, "pieces": self._pieces(),
         }  # fmt: skip
         folder = self.out / "training"
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "state.pt", lambda path: torch.save(state, path))
+
+    def _pieces(self) -> list[str]:
+        return self.raw_model.tokenizer.pieces if self.raw_model.tokenizer else []
 
     def _of_all_processes(self, state: torch.Tensor) -> torch.Tensor:
         """A row a process."""
@@ -346,6 +344,9 @@ class Trainer:
         labels = json.loads(state["labels"])
         if changed := [task for task in labels if labels[task] != self.raw_model.labels.get(task)]:
             raise CheckpointError(f"{path}: the training data has other classes now for {', '.join(changed)}")
+        if (pieces := state.get("pieces")) is not None and pieces != self._pieces():  # kept since November 2026
+            found, accepted = (f"{len(own)}, {' '.join(own[:40])}" for own in (self._pieces(), pieces))
+            raise CheckpointError(f"{path}: the training texts give other pieces now: {found}; accepted: {accepted}")
         for model, weights in ((self.raw_model, state["model"]), (self.average.module, state["average"])):
             model.load_state_dict(model.state_dict() | weights)
         self.average.updates, self.start_wer = state["averaged"], state["start_wer"]

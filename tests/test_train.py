@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import make_corpus, tiny_values
+from lhotse import CutSet
 
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import ConfigError, parse_config
-from speech_mtl.data import DataError
+from speech_mtl.cuts import with_labels
+from speech_mtl.data import DataError, read_cuts
 from speech_mtl.evaluate import evaluate
 from speech_mtl.train import train
 
@@ -105,6 +108,26 @@ def test_a_model_is_chosen_by_what_its_card_says(corpus: dict[str, str], tmp_pat
     assert "the last, with no dev error:" in card
 
 
+def unread(manifest: str, path: Path, cuts: int) -> str:
+    """The manifest with the first recordings elsewhere than they are."""
+    lines = gzip.decompress(Path(manifest).read_bytes()).decode().splitlines()
+    path.write_text("\n".join(line.replace(".wav", ".gone") if i < cuts else line for i, line in enumerate(lines)))
+    return str(path)
+
+
+def test_dev_recordings_that_cannot_be_read(
+    corpus: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = tiny_values(corpus)
+    values["train"]["epochs"] = 1
+    values["data"]["dev"] = [unread(corpus["dev"], tmp_path / "some.jsonl", 3)]
+    train(parse_config(values, "x"), tmp_path / "run")
+    assert "3 utterances could not be read, such as ann-2-" in capsys.readouterr().err
+    values["data"]["dev"] = [unread(corpus["dev"], tmp_path / "all.jsonl", 99)]
+    with pytest.raises(DataError, match=r"data\.dev: none of 12 recordings could be read; the first: .*ann-2-.*gone"):
+        train(parse_config(values, "x"), tmp_path / "none")
+
+
 def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, str], tmp_path: Path) -> None:
     values = tiny_values(corpus)
     values["train"]["epochs"] = 1
@@ -125,3 +148,16 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, s
     values["train"]["lr"] = 1e-4
     with pytest.raises(CheckpointError, match=r"another config; these differ: train\.lr"):
         train(parse_config(values, "x"), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("text", ["abc low", "mid hiqh"], ids=["other pieces", "one for another"])
+def test_a_run_whose_texts_have_changed_is_not_resumed(corpus: dict[str, str], tmp_path: Path, text: str) -> None:
+    values = tiny_values(corpus)
+    values["train"]["epochs"] = 1
+    manifest = make_corpus(tmp_path, 3, seed=1, text="mid high")
+    values["data"]["train"] = [str(manifest)]
+    tokenizer = (train(parse_config(values, "x"), tmp_path / "run") / "tokenizer.json").read_bytes()
+    CutSet.from_cuts([with_labels(cut, {"text": text}) for cut in read_cuts([manifest])]).to_file(manifest)
+    with pytest.raises(CheckpointError, match=r"give other pieces now: .* accepted: 6, d g h i m ▁"):
+        train(parse_config(values, "x"), tmp_path / "run", resume=True)
+    assert (tmp_path / "run/tokenizer.json").read_bytes() == tokenizer
