@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
+import torch
 from torch import nn
 
 from speech_mtl.checkpoint import CheckpointError, load_model
@@ -12,6 +13,7 @@ from speech_mtl.data import DataError, SpeechDataset, read_cuts, usable
 from speech_mtl.inventory import Inventory, check_labels, check_selection, take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.model import SpeechModel
+from speech_mtl.tasks.asr import ASR
 from speech_mtl.text import Tokenizer
 
 # settings that change nothing in use
@@ -50,7 +52,19 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
         _measure_features(model, config)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(not name.startswith(config.frozen_parts()))
+    count_texts_left_out(model, inventory)
     return model, inventory
+
+
+def count_texts_left_out(model: SpeechModel, inventory: Inventory) -> None:
+    """Add to `inventory` the texts that the recogniser cannot learn from, at the speed of the recordings."""
+    rate = model.config.features.sample_rate
+    lengths = model.lengths(torch.tensor([round(seconds * rate) for seconds in inventory.texts_s], dtype=torch.long))
+    for task in map(model.task, model.learning()):
+        if isinstance(task, ASR):
+            for text, length in zip(inventory.texts, lengths.tolist(), strict=True):
+                if reason := task.refused(text, task.tokenizer.encode(text), length):
+                    inventory.texts_left_out[reason] += 1
 
 
 def check_names(config: Config) -> None:
@@ -127,11 +141,11 @@ def choose_tokenizer(texts: list[str], config: Config, start: SpeechModel | None
             raise DataError(f"data.train: {error}") from None
     if config.trunk.frozen:  # nothing learns to write them
         return start.tokenizer
-    for key in ("case", "punctuation"):
+    for key in ("case", "punctuation", "units", *(["vocab_size"] if config.text.units == "bpe" else [])):
         found, accepted = getattr(config.text, key), getattr(start.config.text, key)
         if found != accepted:
             raise CheckpointError(
-                f"text.{key} is '{found}'; accepted: '{accepted}', as train.init {config.train.init} has"
+                f"text.{key} is {found!r}; accepted: {accepted!r}, as train.init {config.train.init} has"
             )
     unknown = [lacking for text in texts if (lacking := start.tokenizer.unknown(text))]
     if len(unknown) > 0.05 * len(texts):  # a few odd texts are merely not learnt from, see tasks/asr.py

@@ -22,6 +22,7 @@ class Inventory:
     utterances: int = 0
     duration_s: float = 0.0
     texts: list[str] = field(default_factory=list)
+    texts_s: list[float] = field(default_factory=list)  # the lengths of their utterances
     classes: dict[str, Counter[str]] = field(default_factory=dict)
     taught: int = 0  # utterances with a teacher's vector, where a task learns from it
     left_out: Counter[str] = field(default_factory=Counter)
@@ -44,6 +45,7 @@ def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
         found.duration_s += cut.duration
         if (text := label_of(cut, "text")) is not None:
             found.texts.append(text)
+            found.texts_s.append(cut.duration)
         elif any(supervision.text for supervision in cut.supervisions):
             found.texts_left_out["is not that of the cut: a supervision has none, or reaches beyond the cut"] += 1
         for task, name in names.items():

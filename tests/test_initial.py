@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from speech_mtl.checkpoint import CheckpointError, save_model
 from speech_mtl.cli import app
 from speech_mtl.config import ConfigError, parse_config
+from speech_mtl.console import TrainingConsole
 from speech_mtl.data import DataError
 from speech_mtl.initial import prepare_model
 
@@ -40,6 +41,47 @@ def test_other_features_than_those_of_the_start_are_measured_anew(
         CheckpointError, match=rf"train\.freeze: features\.{key} is {value!r}, accepted: .*as train\.init"
     ):
         prepare_model(parse_config(values, "x"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ({"units": "characters"}, "text.units is 'characters'; accepted: 'bpe', as train.init"),
+        ({"units": "bpe", "vocab_size": 300}, "text.vocab_size is 300; accepted: 20, as train.init"),
+        ({"units": "bpe", "vocab_size": 20}, ""),
+    ],
+)
+def test_other_pieces_than_those_of_the_start(
+    corpus: dict[str, str], tmp_path: Path, text: dict[str, Any], message: str
+) -> None:
+    values = tiny_values(corpus)
+    values["text"] = {"units": "bpe", "vocab_size": 20}
+    save_model(tiny_model(parse_config(values, "x")), tmp_path / "start", "")
+    values["train"]["init"], values["text"] = str(tmp_path / "start"), text
+    if not message:
+        prepare_model(parse_config(values, "x"))
+        return
+    with pytest.raises(CheckpointError, match=message):
+        prepare_model(parse_config(values, "x"))
+
+
+def test_texts_that_cannot_be_learnt_are_counted(
+    corpus: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of each speaker one longer than its audio, and one of letters that the tokenizer of the start lacks."""
+    long = str(make_corpus(tmp_path / "long", 1, seed=7, text="low " * 40))
+    odd = str(make_corpus(tmp_path / "odd", 1, seed=8, text="zzz"))
+    values = tiny_values(corpus)
+    save_model(tiny_model(parse_config(values, "x")), tmp_path / "start", "")
+    values["train"]["init"], values["data"]["train"] = str(tmp_path / "start"), [corpus["train"]] * 2 + [long, odd]
+    config = parse_config(values, "x")
+    _, inventory = prepare_model(config)
+    needs, lacks = "needs more encoder frames than the audio has", "has characters that the tokenizer lacks"
+    assert inventory.texts_left_out == {needs: 3, lacks: 3} and len(inventory.texts) == 2 * 48 + 6
+    with TrainingConsole(config, inventory, tmp_path / "run", True, {}):
+        pass
+    shown = capsys.readouterr().err
+    assert f"left out: the text of 3 utterances {needs}" in shown and f"3 utterances {lacks}" in shown
 
 
 def test_recordings_none_of_which_can_be_read(corpus: dict[str, str], tmp_path: Path) -> None:

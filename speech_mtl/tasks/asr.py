@@ -43,7 +43,7 @@ class ASR(Task):
         for cut, length in zip(cuts, lengths_B.tolist(), strict=True):
             text = label_of(cut, "text")
             tokens = [] if text is None else self.tokenizer.encode(text)
-            usable = text is not None and decode.frames_needed(tokens) <= length and not self.tokenizer.unknown(text)
+            usable = text is not None and self.refused(text, tokens, length) is None
             ids.append(torch.tensor(tokens if usable else [], dtype=torch.long))
             mask.append(usable)
         return {
@@ -51,6 +51,12 @@ class ASR(Task):
             "lengths": torch.tensor([len(tokens) for tokens in ids]),
             "mask": torch.tensor(mask),
         }
+
+    def refused(self, text: str, tokens: list[int], length: int) -> str | None:
+        """Why a text cannot be learnt from so many encoder frames; None where it can."""
+        if decode.frames_needed(tokens) > length:
+            return "needs more encoder frames than the audio has"
+        return "has characters that the tokenizer lacks" if self.tokenizer.unknown(text) else None
 
     def forward(self, frames: Frames, rows_B: Tensor | None = None) -> dict[str, Tensor]:
         blocks, lengths_B = frames.blocks, frames.lengths_B
