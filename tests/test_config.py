@@ -35,6 +35,10 @@ def test_every_recipe_is_valid_and_says_how_to_use_it(name: str) -> None:
         ({"tasks": {"utterances": {"type": "asr"}}}, "names a field of every result row"),
         ({"tasks": {"speaker": {"type": "speaker", "blocks": 99}}}, "the encoder has 8"),
         ({"features": {"window_samples": 600}}, "features: window_samples: found 600, accepted: n_fft, 512, or less"),
+        (
+            {"features": {"sample_rate": 8000}},
+            "features: f_max_hz: found 8000, accepted: half of sample_rate, 4000",
+        ),
         ({"features": {"f_max_hz": 0}}, "features.f_max_hz: Input should be greater than 0, found 0"),
         ({"augment": {"speeds": []}}, "augment.speeds: List should have at least 1 item after validation, not 0"),
         ({"augment": {"speeds": [1, 0]}}, "augment.speeds.1: Input should be greater than 0, found 0"),
