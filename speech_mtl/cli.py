@@ -275,7 +275,8 @@ def evaluate_(
     if any(
         kind == "speaker" and "accuracy" not in summary.get(name, {"accuracy": None}) for name, kind in kinds.items()
     ):
-        note("none of the speakers was trained on: --enroll MANIFEST scores how new ones are told apart")
+        unknown = "none of the speakers was trained on: --enroll MANIFEST scores how new ones are told apart"
+        note("none of the speakers is among those of --enroll" if enroll else unknown)
     note(f"written: {out / 'summary.json'}, {out / 'utterances.jsonl'}, {report}")
     if bad:
         fail("\n".join([f"{len(bad)} of {total} utterances could not be read:", *bad]))

@@ -207,7 +207,7 @@ def _config(cuts: Iterable[Cut]) -> Config:
         for supervision in cut.supervisions:
             labels = (supervision.custom or {}) | {name: getattr(supervision, name, None) for name in FIELDS}
             for name, value in labels.items():
-                if isinstance(value, str | bool) and name not in ("text", "speaker", "asr"):
+                if isinstance(value, str | int) and name not in ("text", "speaker", "asr"):
                     values.setdefault(name, []).append(str(value))
     # a value of its own for almost every utterance (a path, an id) is no class; a row's field is no task's name
     of_classes = [name for name, seen in sorted(values.items()) if len(set(seen)) <= max(2, len(seen) // 2)]

@@ -254,7 +254,7 @@ class Trainer:
             rows = evaluate_rows(self.raw_model.eval(), read_cuts(self.config.data.dev))
             self.start_wer = self._wer(summarize_dev(rows, self.kinds, count_parameters(self.raw_model), self.failed))
             if not self.start_wer < math.inf:
-                raise DataError("trunk.max_wer_increase: no utterance of data.dev has a text")
+                raise DataError("trunk.max_wer_increase: no utterance of data.dev has a text with a word")
             console.say(f"dev WER before training {100 * self.start_wer:.2f} %")
 
     def _wer(self, summary: dict[str, Any]) -> float:

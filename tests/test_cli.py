@@ -318,13 +318,14 @@ def test_inspect(corpus: dict[str, str], tmp_path: Path) -> None:
 def test_inspect_shows_labels_as_they_are_and_those_of_every_manifest(tmp_path: Path) -> None:
     odd = make_corpus(tmp_path / "odd", 2, seed=1, gender="[/b]", custom={"audio": "call.wav"})
     many = make_corpus(tmp_path / "many", 400, seed=2)
-    named = make_corpus(tmp_path / "named", 2, seed=3, custom={"accent": "[red]x"})
+    named = make_corpus(tmp_path / "named", 2, seed=3, custom={"accent": "[red]x", "age": 30})
     for order in ([odd, many, named], [named, many, odd]):
         result = call("inspect", *order)
         assert result.exit_code == 0, result.output
         rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in result.stdout.splitlines() if "│" in line]
         by_name = {row[0]: row[1:] for row in rows}
         assert "[/b] 6" in by_name["gender"][3] and by_name["accent"][3] == "[red]x 6"
+        assert by_name["age"][3] == "30 6"
         assert "audio" not in by_name  # a field of every result row is no task
 
 
@@ -346,6 +347,8 @@ def test_evaluate_writes_the_report_and_lists_unreadable_recordings(model: Path,
     CutSet.from_file(dev).map_supervisions(lambda one: fastcopy(one, speaker="eve")).to_file(strangers)
     said = "none of the speakers was trained on: --enroll MANIFEST"
     assert said in call("evaluate", model, strangers, "--out", tmp_path / "eval").stderr
+    result = call("evaluate", model, strangers, "--enroll", dev, "--out", tmp_path / "eval")
+    assert said not in result.stderr and "none of the speakers is among those of --enroll" in result.stderr
     talk = [*CutSet.from_file(dev)][:3:2]
     CutSet.from_cuts([talk[0].append(talk[1])]).to_file(tmp_path / "talk.jsonl.gz")
     hint = call("evaluate", model, tmp_path / "talk.jsonl.gz", "--out", tmp_path / "eval").stderr

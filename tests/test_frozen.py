@@ -361,6 +361,14 @@ def test_the_limit_is_in_points() -> None:
     assert "dev WER 12.10 % is 2.10 points above the 10.00 %" in recognition_lost(0.10, 0.121, 2.0)
 
 
+def test_a_limit_without_a_word_to_count(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["data"]["dev"] = [str(make_corpus(tmp_path, 1, seed=3, text=""))]
+    values["train"]["init"], values["trunk"] = str(recogniser(tmp_path / "asr", corpus)), {"max_wer_increase": 2}
+    with pytest.raises(DataError, match=r"trunk\.max_wer_increase: no utterance of data\.dev has a text with a word"):
+        train(parse_config(values, "x"), tmp_path / "run")
+
+
 def test_a_run_that_loses_recognition_stops_and_keeps_the_last_good_model(
     corpus: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
