@@ -190,7 +190,9 @@ def _classify_row(model: SpeechModel, name: str, cut: Cut, prediction: dict, ref
     row = {"hyp": prediction["label"], "probability": prediction["probability"]}
     task = model.task(name)
     label = label_of(cut, task.label if isinstance(task, Classify) else name)
-    return row if label is None else row | {"ref": label}
+    if label is None:
+        return row
+    return row | ({"ref": label} if label in model.labels[name] else {"unknown": label})  # no class: no right answer
 
 
 _ROW: dict[str, Callable[..., Row]] = {"asr": _asr_row, "speaker": _speaker_row, "classify": _classify_row}
@@ -200,6 +202,7 @@ def summarize(rows: Iterable[Row], kinds: dict[str, str], parameters: int) -> di
     """The summary.json of rows; `kinds` maps a task's name to its type. A task without labels is absent."""
     collected: dict[str, list[Any]] = {name: [] for name in kinds}
     names: dict[tuple[str, ...], tuple[str, ...]] = {}  # every row repeats the references' names: keep them once
+    unknown: Counter[str] = Counter()  # utterances of a class that the model lacks
     audio_s = compute_s = 0.0
     utterances = failed = 0
     for row in rows:
@@ -212,7 +215,10 @@ def summarize(rows: Iterable[Row], kinds: dict[str, str], parameters: int) -> di
         for name, kind in kinds.items():
             if "ref" in row.get(name, ()):
                 collected[name].append(_essence(kind, row[name], names))
+            unknown[name] += "unknown" in row.get(name, ())
     summary: dict[str, Any] = {name: _SCORE[kinds[name]](items) for name, items in collected.items() if items}
+    for name in +unknown:
+        summary[name] = summary.get(name, {}) | {"unknown_utterances": unknown[name]}
     rtf = round(compute_s / audio_s, 6) if audio_s else None
     return summary | {
         "cost": {"parameters": parameters, "rtf": rtf, "audio_s": round(audio_s, 3)},

@@ -17,6 +17,7 @@ from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.config import Config, parse_config
 from speech_mtl.data import DataError, describe_cut, read_cuts
 from speech_mtl.evaluate import enroll_references, evaluate, evaluate_rows, fit_speakers, headline, read_rows, summarize
+from speech_mtl.report import terminal_markdown, write_report
 from speech_mtl.tasks import label_of
 
 
@@ -75,6 +76,19 @@ def test_what_is_not_the_file_as_it_is_is_marked(tiny_config: Config, corpus: di
 def test_a_task_without_labels_is_absent(tiny_config: Config, tmp_path: Path) -> None:
     summary = evaluate(tiny_model(tiny_config), [str(make_corpus(tmp_path, 2, seed=4, text=None))], tmp_path / "eval")
     assert "asr" not in summary and "speaker" in summary
+
+
+def test_a_class_that_the_model_lacks_is_counted_apart(tiny_config: Config, tmp_path: Path) -> None:
+    """There is no right answer to it, so that it is no error either; also where there is no other."""
+    model = tiny_model(parse_config(tiny_config.model_dump() | {"tasks": {"gender": {"type": "classify"}}}, "x"))
+    known, other = make_corpus(tmp_path, 2, seed=4), make_corpus(tmp_path, 1, seed=5, gender="other")
+    alone, both = (evaluate(model, [str(m) for m in given], tmp_path / "x") for given in ([known], [known, other]))
+    assert both["gender"] == alone["gender"] | {"unknown_utterances": 3} and alone["gender"]["utterances"] == 6
+    write_report(tmp_path / "x")
+    summary = evaluate(model, [str(other)], tmp_path / "x")
+    assert summary["gender"] == {"unknown_utterances": 3} and not headline(summary, {"gender": "classify"})
+    write_report(tmp_path / "x")
+    assert "gender" in terminal_markdown(summary)
 
 
 def test_rows_do_not_depend_on_the_batch(tiny_config: Config, corpus: dict[str, str]) -> None:
