@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from speech_mtl import formats
-from speech_mtl.cli_options import Device, Model, check_sound, load_recognizer
+from speech_mtl.cli_options import Device, Model, check_out, check_sound, load_recognizer
 from speech_mtl.terminal import fail, guarded, note, progress
 
 ALIGNED = [fmt for fmt in formats.FORMATS if fmt != "rttm"]
@@ -37,7 +36,7 @@ def lm(
     \b
     Example: speech-mtl lm data/an4/train.jsonl.gz --order 3 --out lm.arpa
     """
-    _check_out(out, sources)
+    check_out([out], sources)
     with progress("estimating"):
         from speech_mtl.checkpoint import load_model
         from speech_mtl.ngram import to_arpa
@@ -55,13 +54,6 @@ def lm(
         note(f"{len(unwritable)} words have characters that the model cannot write, such as '{min(unwritable)}'")
     words = {word for text in texts for word in text.split()}
     note(f"written: {out}: {order}-grams of {len(words)} words from {sum(map(bool, texts))} texts")
-
-
-def _check_out(out: Path | None, sources: Iterable[Path | str]) -> None:
-    """Raises BadParameter where the result would be written over what it is made from."""
-    for source in sources:
-        if out and out.exists() and os.path.exists(source) and os.path.samefile(source, out):
-            raise typer.BadParameter(f"--out {out} is {source}, which is read and would be lost; give another file")
 
 
 def _texts(source: Path) -> Iterator[str]:
@@ -94,7 +86,7 @@ def align(
     if fmt not in ALIGNED:
         raise typer.BadParameter(f"--format {fmt}; accepted: {', '.join(ALIGNED)}")
     check_sound(fmt, [recording])
-    _check_out(out, [recording, text])
+    check_out([out], [recording, text])
     recognizer = load_recognizer(model, None, device=device)
     from speech_mtl import alignment
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -94,6 +96,23 @@ def check_engine(engine: str | None, model: Path | None) -> None:
 def check_sound(fmt: str, files: list[Path]) -> None:
     if fmt == "html" and Path("-") in files:
         raise typer.BadParameter("an html page holds the recording's sound, which a pipe gives but once; give a file")
+
+
+def check_out(targets: Iterable[Path | None], sources: Iterable[Path | str | None]) -> None:
+    """Raises BadParameter where a result would be written over what it is made from."""
+    read: dict[tuple[int, int] | None, Path | str | None] = {_identity(source): source for source in sources}
+    for target in targets:
+        if (found := _identity(target)) is not None and found in read:
+            raise typer.BadParameter(f"{target} is {read[found]}, which is read and would be lost; write elsewhere")
+
+
+def _identity(path: Path | str | None) -> tuple[int, int] | None:
+    """The same for all names of a file; None where there is none."""
+    try:
+        found = None if path is None else os.stat(path)
+    except (OSError, ValueError):  # a text that is too long for a name, or has zeros
+        return None
+    return found and (found.st_dev, found.st_ino)
 
 
 def with_remarks(recognizer: Recognizer) -> Recognizer:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speech_mtl.cli_options import Cosine, Db, Model, load_recognizer, with_remarks
+from speech_mtl.cli_options import Cosine, Db, Model, check_out, load_recognizer, with_remarks
 from speech_mtl.terminal import fail, for_each_file, guarded, note
 
 if TYPE_CHECKING:
@@ -285,6 +285,7 @@ def export_(
     from speech_mtl.checkpoint import write_atomically
 
     database = _database(context, db)
+    check_out([file], [database.path])
     exported = database.export()
     if not exported["speakers"]:
         fail(f"nobody is enrolled in {database.path}")

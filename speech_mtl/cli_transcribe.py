@@ -25,6 +25,7 @@ from speech_mtl.cli_options import (
     UnknownScore,
     WordScore,
     check_engine,
+    check_out,
     check_sound,
     decoding_of,
     load_recognizer,
@@ -84,6 +85,7 @@ def transcribe(
     targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}
     if len(set(targets.values())) < len(targets):
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
+    check_out(targets.values(), [*files, lm, db])
     check_engine(engine, model)
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
     recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding, precision))

@@ -248,6 +248,16 @@ def test_enroll_identify_verify_speakers(place: Path, model: Path) -> None:
     assert (empty.exit_code, empty.stdout) == (0, "") and "nobody is enrolled" in empty.stderr
 
 
+def test_an_export_does_not_replace_its_database(place: Path, model: Path) -> None:
+    assert call("enroll", "ann", place / "0.wav", "-m", model).exit_code == 0
+    (place / "link.db").symlink_to(place / "speakers.db")
+    before = (place / "speakers.db").read_bytes()
+    for target in ("speakers.db", "link.db"):
+        result = call("speakers", "export", place / target)
+        assert result.exit_code == 2 and "would be lost" in " ".join(result.stderr.replace("│", " ").split())
+    assert (place / "speakers.db").read_bytes() == before
+
+
 def test_the_database_named_before_a_command_goes_before_the_environments(place: Path, model: Path) -> None:
     for name, db in (("ann", place / "speakers.db"), ("bob", place / "other.db")):
         assert call("enroll", name, place / "0.wav", "-m", model, "--db", db).exit_code == 0

@@ -41,6 +41,17 @@ def test_a_result_that_cannot_be_written_is_listed_and_the_others_are(place: Pat
     assert result.exit_code == 1 and result.stderr.strip().splitlines()[-1].endswith("0.wav: File exists")
 
 
+def test_no_recording_is_replaced_by_its_transcript(place: Path, model: Path) -> None:
+    (place / "0.wav").rename(place / "0.txt")
+    (place / "out").mkdir()
+    (place / "out" / "1.txt").hardlink_to(place / "2.wav")
+    for files, out in ((["0.txt", "1.wav"], place), (["1.wav", "2.wav"], place / "out")):
+        before = [(place / name).read_bytes() for name in files]
+        result = call("transcribe", *(place / name for name in files), "-m", model, "--out", out)
+        assert result.exit_code == 2 and [(place / name).read_bytes() for name in files] == before
+        assert "which is read and would be lost" in " ".join(result.stderr.replace("│", " ").split())
+
+
 def test_a_pipe_gets_utf_8_whatever_the_locale(place: Path, model: Path) -> None:
     (place / "0.wav").rename(place / "日本.wav")
     env = os.environ | {"PYTHONIOENCODING": "cp1252", "PYTHONUTF8": "0"}
