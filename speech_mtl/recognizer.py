@@ -29,6 +29,7 @@ from speech_mtl.model import SpeechModel
 from speech_mtl.results import Identification, Label, Result, Segment, Verification, Voice, Word
 from speech_mtl.speakers import (
     UNKNOWN,
+    Enrolled,
     Match,
     SpeakerDatabase,
     Utterance,
@@ -46,6 +47,9 @@ UNSURE = 0.6
 """Words whose mean confidence is below this may be no speech. The bundled model's words are at 0.3 to 0.5 on average in
 ESC-10's noises and above 0.8 in AN4's test recordings, but at 0.3 to 0.5 in accents and words that it was not taught,
 too."""
+
+
+NOBODY = Enrolled([], np.zeros((0, 0), dtype=np.float32), {})
 
 
 class Recognizer:
@@ -137,22 +141,23 @@ class Recognizer:
     ) -> Iterator[Result | AudioError]:  # fmt: skip
         """What `transcribe` gives for each recording, in their order, or the error of one that cannot be used.
 
-        Short recordings are heard several at a time, which is faster and changes nothing in the results.
+        Short recordings are heard several at a time, which is faster and changes nothing in the results. The enrolled
+        speakers are read once, before the first recording.
         """
         if speakers is not None and speakers < 1:
             raise ValueError(f"speakers={speakers}; expected 1 or more")
-        asr = asr_of(self.model)
+        asr, enrolled = asr_of(self.model), self._enrolled()
 
         def on_phrases(heard: Hearing, phrases: list[Phrase]) -> None:
-            for segment in self._provisional(heard, phrases) if on_segment else []:
+            for segment in self._provisional(heard, phrases, enrolled) if on_segment else []:
                 on_segment(heard.name, segment)  # type: ignore[misc]
 
         for heard in hear_all(self.model, asr, audios, on_progress, on_phrases):
-            yield heard if isinstance(heard, AudioError) else self._result(heard, asr, speakers)
+            yield heard if isinstance(heard, AudioError) else self._result(heard, asr, speakers, enrolled)
 
-    def _result(self, heard: Hearing, asr: ASR, speakers: int | None) -> Result:
+    def _result(self, heard: Hearing, asr: ASR, speakers: int | None, enrolled: Enrolled) -> Result:
         duration_s = round(heard.level.samples / self.sample_rate, 3)
-        segments, voices = self._named(heard.phrases, speakers, duration_s)
+        segments, voices = self._named(heard.phrases, speakers, duration_s, enrolled)
         notes = [heard.level.note] if heard.level.note else [] if segments else ["no words were recognised"]
         confidence = [word.confidence for segment in segments for word in segment.words]
         if confidence and (mean := float(np.mean(confidence))) < UNSURE:
@@ -171,12 +176,10 @@ class Recognizer:
             self.model.fingerprint, str(heard.damage or ""),
         )  # fmt: skip
 
-    def _provisional(self, heard: Hearing, phrases: list[Phrase]) -> list[Segment]:
+    def _provisional(self, heard: Hearing, phrases: list[Phrase], enrolled: Enrolled) -> list[Segment]:
         """Phrases in segments, named where an enrolled voice is heard in them; the other voices are not told apart."""
-        names, references = self._references()
         found = [
-            None if p.embedding is None else self._match(p.embedding, p.end_s - p.start_s, names, references)
-            for p in phrases
+            None if p.embedding is None else self._match(p.embedding, p.end_s - p.start_s, enrolled) for p in phrases
         ]
         speakers = [None if one is None or one[0].name == UNKNOWN else one[0].name for one in found]
         segments = []
@@ -202,13 +205,12 @@ class Recognizer:
 
     def identify(self, audio: Audio) -> Identification:
         """Whose voice it is among the enrolled speakers, or 'unknown'."""
-        names, references = self._references()
-        heard = self.listen(audio)
+        enrolled, heard = self._enrolled(), self.listen(audio)
         notes, speech_s = [heard.loudness.note] if heard.loudness.note else [], heard.loudness.speech_s
-        threshold = self.calibration.threshold(speech_s, len(names))
+        threshold = self.calibration.threshold(speech_s, len(enrolled.names))
         if heard.embedding is None:
             return Identification(heard.name, UNKNOWN, None, None, threshold, None, speech_s, notes)
-        match, threshold, probability = self._match(heard.embedding, speech_s, names, references)
+        match, threshold, probability = self._match(heard.embedding, speech_s, enrolled)
         return Identification(
             heard.name, match.name, match.score, probability, threshold, match.best_name, speech_s, notes
         )
@@ -263,10 +265,9 @@ class Recognizer:
             raise AudioError(f"{heard.name}: digital silence; expected a voice")
         return heard.embedding
 
-    def _match(
-        self, embedding: np.ndarray, speech_s: float, names: list[str], references: np.ndarray
-    ) -> tuple[Match, float, float | None]:
+    def _match(self, embedding: np.ndarray, speech_s: float, enrolled: Enrolled) -> tuple[Match, float, float | None]:
         """Whose voice it is, the threshold, and the probability that it is that of the nearest one."""
+        names, references = enrolled.names, enrolled.references
         threshold = self.calibration.threshold(speech_s, len(names))
         probability = self.calibration.probability(references @ embedding, speech_s) if names else None
         return identify(embedding, names, references, threshold), threshold, probability
@@ -276,20 +277,23 @@ class Recognizer:
             raise CheckpointError(f"the model has no {kind} task; its tasks: {', '.join(self.model.config.tasks)}")
         return self._tasks[kind]
 
-    def _references(self) -> tuple[list[str], np.ndarray]:
-        return self.database.references() if "speaker" in self._tasks else ([], np.zeros((0, 0)))
+    def _enrolled(self) -> Enrolled:
+        """All that the database holds, its calibration too: it is not asked again while recordings are heard."""
+        return self.database.enrolled() if "speaker" in self._tasks and self.calibration else NOBODY
 
-    def _named(self, phrases: list[Phrase], count: int | None, duration_s: float) -> tuple[list[Segment], list[Voice]]:
+    def _named(
+        self, phrases: list[Phrase], count: int | None, duration_s: float, enrolled: Enrolled
+    ) -> tuple[list[Segment], list[Voice]]:
         """Segments of one speaker each, and the speakers in the order in which they are first heard."""
         if not phrases or "speaker" not in self._tasks:
             turns = _turns(phrases, [None] * len(phrases))
             return [self._segment([phrases[i] for i in turn], None, [], duration_s) for turn in turns], []
         task = self.model.task(self._tasks["speaker"])
-        names, references = self._references()
         found = find_voices(phrases, Population.of(task.voices_CE.cpu().numpy()), count)  # type: ignore[operator, union-attr]
-        if names and count is None:
-            found = parted(found, phrases, references, partial(self.calibration.threshold, enrolled=len(names)))
-        voices = self._voices(found, names, references)
+        if enrolled.names and count is None:
+            threshold = partial(self.calibration.threshold, enrolled=len(enrolled.names))
+            found = parted(found, phrases, enrolled.references, threshold)
+        voices = self._voices(found, enrolled)
         speakers = [voices[k] for k in found.of_piece]
         pieces = [piece for phrase in phrases for piece in phrase.pieces]
         segments = []
@@ -298,7 +302,7 @@ class Recognizer:
             segments.append(self._segment(part, speakers[turn[0]], found.probability[turn].tolist(), duration_s))
         return segments, list({voice.speaker: voice for voice in voices}.values())
 
-    def _voices(self, found: Voices, names: list[str], references: np.ndarray) -> list[Voice]:
+    def _voices(self, found: Voices, enrolled: Enrolled) -> list[Voice]:
         """A name for each voice; those that turn out to be one enrolled speaker are one.
 
         Of voices that reach the threshold of one name the nearest has it, with those that are as near to that voice, or
@@ -306,16 +310,15 @@ class Recognizer:
         recording is better evidence than a likeness to another recording.
         """
         matches = [
-            self._match(centre, float(speech_s), names, references)[0]
+            self._match(centre, float(speech_s), enrolled)[0]
             for centre, speech_s in zip(found.centres, found.seconds, strict=True)
         ]
         nearest = {match.name: k for k, match in sorted(enumerate(matches), key=lambda one: one[1].score or 0.0)}
-        enrolled = self.database.utterances() if len(nearest) < len(matches) else {}
         unknown = 0
         labels = []
         for k, match in enumerate(matches):
             first = nearest[match.name]
-            alike = [found.centres[first], *(one.embedding for one in enrolled.get(match.name, []))]
+            alike = [found.centres[first], *(one.embedding for one in enrolled.utterances.get(match.name, []))]
             likeness = 1.0 if k == first else float(np.max(np.stack(alike) @ found.centres[k]))
             is_other = match.name == UNKNOWN or likeness < min(1.0, matches[first].score or 0.0)
             unknown += is_other
@@ -325,10 +328,16 @@ class Recognizer:
             own = [k for k, other in enumerate(labels) if other == label]
             centre = normalized(found.seconds[own] @ found.centres[own])
             speech_s = round(float(found.seconds[own].sum()), 3)
-            match, threshold, probability = self._match(centre, speech_s, names, references)
+            match, threshold, probability = self._match(centre, speech_s, enrolled)
             embedding = [round(float(value), 5) for value in centre]
             merged[label] = Voice(
-                label, speech_s, match.score, match.best_name, embedding, threshold if names else None, probability
+                label,
+                speech_s,
+                match.score,
+                match.best_name,
+                embedding,
+                threshold if enrolled.names else None,
+                probability,
             )
         return [merged[label] for label in labels]
 

@@ -69,6 +69,16 @@ class Utterance:
 
 
 @dataclass(frozen=True)
+class Enrolled:
+    """The speakers of a database, as they were when it was read."""
+
+    names: list[str]
+    references: np.ndarray
+    """(speakers, E), each of length 1."""
+    utterances: dict[str, list[Utterance]]
+
+
+@dataclass(frozen=True)
 class Match:
     """Whose voice it is: `name` is 'unknown' where the best score is below the threshold, or nobody is enrolled."""
 
@@ -171,11 +181,12 @@ class SpeakerDatabase:
             found.setdefault(name, []).append(Utterance(row, speech_s, quality and json.loads(quality), added))
         return found
 
-    def references(self) -> tuple[list[str], np.ndarray]:
-        """Names, and one normalised reference each: (speakers, E)."""
+    def enrolled(self) -> Enrolled:
+        """The speakers, with one normalised reference each."""
         by_name = self.utterances()
         means = [np.mean([one.embedding for one in own], axis=0) for own in by_name.values()]
-        return list(by_name), normalized(np.stack(means)) if means else np.zeros((0, 0), dtype=np.float32)
+        references = normalized(np.stack(means)) if means else np.zeros((0, 0), dtype=np.float32)
+        return Enrolled(list(by_name), references, by_name)
 
     def calibration(self) -> str | None:
         """The calibration that was stored here for the database's model, as JSON."""

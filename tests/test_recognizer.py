@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from conftest import RATE, tiny_model, tiny_values, tone_word
 from lhotse import CutSet, Recording
 
 from speech_mtl import decode
-from speech_mtl.audio import AudioError, resample
+from speech_mtl.audio import Audio, AudioError, resample
 from speech_mtl.calibration import Calibration
 from speech_mtl.checkpoint import CheckpointError, save_model
 from speech_mtl.config import parse_config
@@ -26,7 +28,7 @@ from speech_mtl.formats import FORMATS, format_result, who
 from speech_mtl.listening import Hearing
 from speech_mtl.recognizer import Recognizer, asr_of
 from speech_mtl.results import Label, Result, Segment, Word
-from speech_mtl.speakers import SpeakerDatabaseError, normalized
+from speech_mtl.speakers import Enrolled, SpeakerDatabaseError, normalized
 from speech_mtl.windows import Stitch
 
 
@@ -77,7 +79,7 @@ def test_one_pass_gives_text_and_speakers(recognizer: Recognizer, duration_s: fl
         text = model.task("asr").predict(model.head("asr", frames))[0]["text"]
     if windows == 1:
         assert result.text == text
-    _, references = recognizer.database.references()
+    references = recognizer.database.enrolled().references
     for voice in result.speakers:
         assert voice.score == pytest.approx(float(references[0] @ np.array(voice.embedding)), abs=1e-4)
         assert {s.score for s in result.segments if s.speaker == voice.speaker} == {voice.score}
@@ -145,7 +147,7 @@ def test_a_name_goes_to_one_voice_of_a_recording(
     centres[:, 0], centres[:, 1] = np.cos(radians), np.sin(radians)
     found = Voices(np.arange(len(angles)), np.ones(len(angles)), centres, np.full(len(angles), 10.0))
     voices = Recognizer(recognizer.model, Calibration.of(0.5, ""), recognizer.db)._voices(
-        found, ["ann"], np.eye(1, size, dtype=np.float32)
+        found, Enrolled(["ann"], np.eye(1, size, dtype=np.float32), {})
     )
     assert [voice.speaker for voice in voices] == labels
 
@@ -156,12 +158,12 @@ def test_two_voices_enrolled_as_one_name_both_have_it(recognizer: Recognizer) ->
     centres = np.zeros((3, size), dtype=np.float32)
     centres[:, :2] = [[np.cos(angle), np.sin(angle)] for angle in np.deg2rad([-30, 30, 58])]
     recognizer.database.add("ann", centres[:2])
-    names, references = recognizer.database.references()
+    enrolled = recognizer.database.enrolled()
     found = Voices(np.arange(3), np.ones(3), centres, np.full(3, 10.0))
     own = Recognizer(recognizer.model, Calibration.of(0.4, ""), recognizer.db)
-    assert [voice.speaker for voice in own._voices(found, names, references)] == ["ann", "ann", "ann"]
+    assert [voice.speaker for voice in own._voices(found, enrolled)] == ["ann", "ann", "ann"]
     centres[2, :2] = [np.cos(np.deg2rad(61.5)), np.sin(np.deg2rad(61.5))]
-    assert own._voices(found, names, references)[-1].speaker == "unknown 1"
+    assert own._voices(found, enrolled)[-1].speaker == "unknown 1"
 
 
 def test_a_voice_is_no_further_from_itself_than_from_its_name(recognizer: Recognizer) -> None:
@@ -170,7 +172,9 @@ def test_a_voice_is_no_further_from_itself_than_from_its_name(recognizer: Recogn
     centres = normalized(np.random.default_rng(0).normal(size=(50, size)))
     found = Voices(np.arange(50), np.ones(50), centres, np.full(50, 10.0))
     names = [f"person {i:02d}" for i in range(50)]
-    voices = Recognizer(recognizer.model, Calibration.of(0.9, ""), recognizer.db)._voices(found, names, centres)
+    voices = Recognizer(recognizer.model, Calibration.of(0.9, ""), recognizer.db)._voices(
+        found, Enrolled(names, centres, {})
+    )
     assert [voice.speaker for voice in voices] == names
 
 
@@ -178,7 +182,7 @@ def test_a_voice_that_another_keeps_from_a_name_says_so(
     recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recognizer.enroll("ann", [(speech(2.0, seed=1), RATE)])
-    [ann] = recognizer.database.references()[1]
+    [ann] = recognizer.database.enrolled().references
     other = 0.8 * ann + 0.6 * np.linalg.svd(ann[None])[2][-1]
     gender = {"gender": np.log([0.5, 0.5])}
     pieces = [Phrase([decode.Word("hello", start_s, start_s + 0.5, 0.9)], ann, gender) for start_s in (0.0, 2.0)]
@@ -187,7 +191,7 @@ def test_a_voice_that_another_keeps_from_a_name_says_so(
     heard = Hearing("meeting.wav", Stitch(recognizer.model))
     heard.phrases = [dataclasses.replace(piece, pieces=[piece]) for piece in pieces]
     result = Recognizer(recognizer.model, Calibration.of(0.5, ""), recognizer.db)._result(
-        heard, asr_of(recognizer.model), None
+        heard, asr_of(recognizer.model), None, recognizer.database.enrolled()
     )
     assert [segment.speaker for segment in result.segments] == ["ann", "unknown 1"]
     assert "unknown 1 is like ann (0.80), but another voice has the name" in result.notes
@@ -229,6 +233,30 @@ def test_noise_one_word_and_eight_channels(recognizer: Recognizer, tmp_path: Pat
             assert all(word.start_s < word.end_s <= result.duration_s and word.speaker for word in words)
     one = recognizer.transcribe((speech(3.0), RATE)).segments
     assert recognizer.transcribe(tmp_path / "eight.wav").text == " ".join(segment.text for segment in one)
+
+
+def test_the_database_is_read_once_before_the_first_recording(
+    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another program that holds it later costs nothing of what is heard."""
+    recognizer.enroll("ann", [(speech(2.0, seed=1), RATE)])
+    monkeypatch.setattr("speech_mtl.speakers.BUSY_TIMEOUT_S", 0.05)
+    holder = sqlite3.connect(recognizer.database.path, isolation_level=None)
+    later = Recognizer(recognizer.model, Calibration.of(0.5, ""), recognizer.db)
+
+    def audios() -> Iterator[Audio]:
+        for seed in range(3):
+            yield speech(20.0 * (seed + 1), seed=seed), RATE
+            holder.in_transaction or holder.execute("BEGIN EXCLUSIVE")
+
+    expected = list(recognizer.transcribe_all([(speech(20.0 * (seed + 1), seed=seed), RATE) for seed in range(3)]))
+    try:
+        found = list(later.transcribe_all(audios(), on_segment=lambda name, segment: None))
+        with pytest.raises(SpeakerDatabaseError, match="locked"):
+            next(later.transcribe_all(audios()))
+    finally:
+        holder.close()
+    assert [one.speakers for one in found] == [one.speakers for one in expected] and found[0].speakers
 
 
 def test_enrolling_is_all_or_nothing(recognizer: Recognizer) -> None:

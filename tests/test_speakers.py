@@ -36,16 +36,17 @@ def database(tmp_path: Path) -> SpeakerDatabase:
 
 def test_reference_is_the_normalised_mean_of_normalised_embeddings(database: SpeakerDatabase) -> None:
     database.add("ann", np.stack([10 * AXES[0], AXES[1]]))  # a loud embedding counts no more than the other
-    names, references = SpeakerDatabase(database.path, "model-1").references()
-    assert names == ["ann"]
-    np.testing.assert_allclose(references, [[0.5**0.5, 0.5**0.5, 0, 0]], atol=1e-6)
+    found = SpeakerDatabase(database.path, "model-1").enrolled()
+    assert found.names == ["ann"]
+    np.testing.assert_allclose(found.references, [[0.5**0.5, 0.5**0.5, 0, 0]], atol=1e-6)
 
 
 def test_who_enrols_most_audio_does_not_win(database: SpeakerDatabase) -> None:
     rng = np.random.default_rng(0)
     database.add("much", AXES[0] + 0.3 * rng.standard_normal((200, 4)))
     database.add("little", AXES[1])
-    names, references = database.references()
+    found = database.enrolled()
+    names, references = found.names, found.references
     np.testing.assert_allclose(np.linalg.norm(references, axis=1), 1, atol=1e-6)
     between = normalized(0.45 * AXES[0] + 0.55 * AXES[1])
     assert identify(between, names, references, threshold=0.5).name == "little"
@@ -251,7 +252,7 @@ def test_an_altered_database_is_refused(database: SpeakerDatabase, statement: st
     with sqlite3.connect(database.path) as connection:
         connection.execute(statement)
     with pytest.raises(SpeakerDatabaseError, match=message):
-        SpeakerDatabase(database.path, "model-1").references()
+        SpeakerDatabase(database.path, "model-1").enrolled()
 
 
 def test_a_locked_database_is_said_to_be(database: SpeakerDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
