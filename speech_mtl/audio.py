@@ -51,6 +51,12 @@ CANCELLED = 1e-3
 """Share of the loudest channel's power that the channels' mean falls short of where they cancel one another out."""
 
 
+class Samples(tuple):
+    """Samples and their rate, with what messages call them."""
+
+    name = "samples"
+
+
 class AudioError(ValueError):
     """A recording that cannot be used; the message names the file, the value found and what would be accepted."""
 
@@ -67,13 +73,33 @@ class Sound:
     """float32 mono (N,) at the model's rate."""
 
 
+def recordings(audios: Audio | Iterable[Audio]) -> Iterator[Audio]:
+    """Each of several recordings, or the only one that is given; of several, those that are samples are numbered."""
+    if isinstance(audios, str | Path) or isinstance(audios, tuple) and not isinstance(audios[-1], str | Path | tuple):
+        audios = [audios]  # type: ignore[list-item]
+    is_alone = isinstance(audios, list | tuple) and sum(isinstance(audio, tuple) for audio in audios) == 1
+    number = 0
+    for audio in audios:
+        if isinstance(audio, tuple) and not is_alone:
+            number += 1
+            audio = Samples(audio)
+            audio.name = f"samples {number}"
+        yield audio  # type: ignore[misc]
+
+
+def name_of(audio: Audio) -> str:
+    """What messages and results call a recording."""
+    return getattr(audio, "name", Samples.name) if isinstance(audio, tuple) else str(audio)
+
+
 def open_sound(audio: Audio, sample_rate: int) -> Sound:
     """A recording to be read in blocks at `sample_rate` in Hz, channels averaged. Raises AudioError."""
+    name = name_of(audio)
     if isinstance(audio, tuple):
-        samples, rate = _checked(*audio, "samples")
-        name, promised, blocks = "samples", len(samples), _slices(samples, rate)
+        samples, rate = _checked(*audio, name)
+        promised, blocks = len(samples), _slices(samples, rate)
     else:
-        name, path = str(audio), Path(audio)
+        path = Path(audio)
         file = _opened(path)
         rate, promised, blocks = file.samplerate, file.frames, _read(path, file)
     mono = _mono(blocks, rate, name)

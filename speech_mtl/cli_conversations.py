@@ -13,6 +13,7 @@ from speech_mtl.terminal import note, progress
 if TYPE_CHECKING:
     from speech_mtl.language import Decoding
     from speech_mtl.recognizer import Recognizer
+    from speech_mtl.results import Result
 
 
 def evaluate(
@@ -77,31 +78,37 @@ def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str,
 
     Raises AudioError for a file that is none of this model's, and EnrolmentError for a name that seems wrong.
     """
-    import numpy as np
-
     from speech_mtl.audio import AudioError
-    from speech_mtl.enrolment import check_names
-    from speech_mtl.speakers import Utterance, normalized
 
-    expected = "expected one result of `speech-mtl transcribe --format json`"
+    results = _results(transcript)
+    having = [result for result in results if any(one.speaker == voice for one in result.speakers)]
+    if len(having) > 1:
+        named = ", ".join(result.audio for result in having)
+        raise AudioError(f"{transcript}: {len(having)} recordings have a voice '{voice}': {named}; expected one result")
+    if not having and len(results) > 1:
+        voices = ", ".join(dict.fromkeys(one.speaker for result in results for one in result.speakers))
+        raise AudioError(f"{transcript}: no voice '{voice}'; its voices: {voices or 'none'}")
+    return recognizer.enroll_voice(name, (having or results)[0], voice, force)
+
+
+def _results(transcript: Path) -> list[Result]:
+    """The results that a file holds, an object each, without the provisional ones of --stream. Raises AudioError."""
+    from speech_mtl.audio import AudioError
+    from speech_mtl.results import Result
+
+    results, at, decoder = [], 0, json.JSONDecoder()
     try:
-        result = json.loads(transcript.read_text(encoding="utf-8"))
-        fingerprint, speakers = result["fingerprint"], {v["speaker"]: v for v in result["speakers"]}
-    except (ValueError, KeyError, TypeError) as error:
-        raise AudioError(f"{transcript}: {type(error).__name__}: {error}; {expected}") from None
-    if fingerprint != recognizer.model.fingerprint:
-        ours = recognizer.model.fingerprint
-        raise AudioError(f"{transcript} was made by another model (fingerprint {fingerprint}, this model's is {ours})")
-    if voice not in speakers:
-        raise AudioError(f"{transcript}: no voice '{voice}'; its voices: {', '.join(speakers) or 'none'}")
-    found = speakers[voice]
-    try:
-        embedding, size = np.array(found["embedding"], dtype=float), recognizer.embedding_size
-        if embedding.shape != (size,) or not np.isfinite(embedding).all():
-            raise ValueError(f"the embedding of '{voice}' is no list of {size} numbers")
-        one = Utterance(normalized(embedding), float(found["speech_s"]))
-    except (ValueError, KeyError, TypeError) as error:
-        raise AudioError(f"{transcript}: {type(error).__name__}: {error}; {expected}") from None
-    remarks = check_names(name, [one], [f"{transcript}: {voice}"], recognizer.database, recognizer.calibration, force)
-    recognizer.database.add_utterances({name: [one]})
-    return remarks
+        text = transcript.read_text(encoding="utf-8").rstrip()
+        while at < len(text):
+            start = at
+            while text[start].isspace():
+                start += 1
+            values, at = decoder.raw_decode(text, start)
+            if not (isinstance(values, dict) and values.get("provisional")):
+                results.append(Result.from_json(text[start:at]))
+        if not results:
+            raise ValueError("no result")
+    except ValueError as error:
+        expected = "expected what `speech-mtl transcribe --format json` writes"
+        raise AudioError(f"{transcript}: {error}; {expected}") from None
+    return results

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from speech_mtl import decode
-from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, Level, open_sound, watched
+from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, Level, name_of, open_sound, recordings, watched
 from speech_mtl.diarize import Phrase, phrases_of, pieces_of, pooled
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks.asr import ASR
@@ -50,7 +50,7 @@ class Hearing:
 
 
 def hear_all(
-    model: SpeechModel, asr: ASR, audios: Iterable[Audio], on_progress: Callable[[float], None],
+    model: SpeechModel, asr: ASR, audios: Audio | Iterable[Audio], on_progress: Callable[[float], None],
     on_phrases: Callable[[Hearing, list[Phrase]], None],
 ) -> Iterator[Hearing | AudioError]:  # fmt: skip
     """One answer a recording, in the order given: AudioError where nothing of it can be used.
@@ -78,11 +78,11 @@ def hear_all(
         yield heard.damage if heard.damage is not None and heard.is_unusable(rate) else heard
 
 
-def _windows(model: SpeechModel, audios: Iterable[Audio]) -> Iterator[tuple[Hearing, Window | None]]:
+def _windows(model: SpeechModel, audios: Audio | Iterable[Audio]) -> Iterator[tuple[Hearing, Window | None]]:
     """The windows of every recording, and None after its last."""
     rate = model.config.features.sample_rate
-    for audio in audios:
-        heard = Hearing("samples" if isinstance(audio, tuple) else str(audio), Stitch(model))
+    for audio in recordings(audios):
+        heard = Hearing(name_of(audio), Stitch(model))
         for window in windows(heard.blocks(audio, rate), rate, model.frame_samples):
             if not heard.is_unusable(rate):
                 yield heard, window

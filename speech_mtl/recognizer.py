@@ -18,23 +18,23 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from speech_mtl.audio import Audio, AudioError
+from speech_mtl.audio import Audio, AudioError, recordings
 from speech_mtl.calibration import Calibration, parse_calibration, read_calibration
 from speech_mtl.checkpoint import CheckpointError, load_model
-from speech_mtl.diarize import Phrase, Population, Voices, find_voices, parted
+from speech_mtl.diarize import Phrase, Population, find_voices, parted
 from speech_mtl.enrolment import EnrolmentError, Heard, check_names, check_recording, listen, repeated
 from speech_mtl.language import Decoder, Decoding
 from speech_mtl.listening import Hearing, hear_all
 from speech_mtl.model import SpeechModel
+from speech_mtl.naming import match_of, voices_of
 from speech_mtl.results import Identification, Label, Result, Segment, Verification, Voice, Word
 from speech_mtl.speakers import (
     UNKNOWN,
     Enrolled,
-    Match,
     SpeakerDatabase,
     Utterance,
+    checked_name,
     default_path,
-    identify,
     is_unknown,
     normalized,
 )
@@ -136,7 +136,7 @@ class Recognizer:
         return outcome
 
     def transcribe_all(
-        self, audios: Iterable[Audio], on_progress: Callable[[float], None] = lambda done: None,
+        self, audios: Audio | Iterable[Audio], on_progress: Callable[[float], None] = lambda done: None,
         speakers: int | None = None, on_segment: Callable[[str, Segment], None] | None = None,
     ) -> Iterator[Result | AudioError]:  # fmt: skip
         """What `transcribe` gives for each recording, in their order, or the error of one that cannot be used.
@@ -179,7 +179,8 @@ class Recognizer:
     def _provisional(self, heard: Hearing, phrases: list[Phrase], enrolled: Enrolled) -> list[Segment]:
         """Phrases in segments, named where an enrolled voice is heard in them; the other voices are not told apart."""
         found = [
-            None if p.embedding is None else self._match(p.embedding, p.end_s - p.start_s, enrolled) for p in phrases
+            None if p.embedding is None else match_of(p.embedding, p.end_s - p.start_s, enrolled, self.calibration)
+            for p in phrases
         ]
         speakers = [None if one is None or one[0].name == UNKNOWN else one[0].name for one in found]
         segments = []
@@ -210,7 +211,7 @@ class Recognizer:
         threshold = self.calibration.threshold(speech_s, len(enrolled.names))
         if heard.embedding is None:
             return Identification(heard.name, UNKNOWN, None, None, threshold, None, speech_s, notes)
-        match, threshold, probability = self._match(heard.embedding, speech_s, enrolled)
+        match, threshold, probability = match_of(heard.embedding, speech_s, enrolled, self.calibration)
         return Identification(
             heard.name, match.name, match.score, probability, threshold, match.best_name, speech_s, notes
         )
@@ -229,12 +230,13 @@ class Recognizer:
             score >= threshold, score, self.calibration.probability(score, speech_s), threshold, speech_s
         )
 
-    def enroll(self, name: str, audios: Iterable[Audio], force: bool = False) -> list[str]:
+    def enroll(self, name: str, audios: Audio | Iterable[Audio], force: bool = False) -> list[str]:
         """Enrol recordings of one speaker, all of them or, at an error, none; returns what a person should know.
 
         Raises EnrolmentError for recordings that are no good for it, unless `force`.
         """
-        return self.enroll_heard(name, [self.listen_to_enroll(audio, force) for audio in audios], force)
+        name = checked_name(name)
+        return self.enroll_heard(name, [self.listen_to_enroll(audio, force) for audio in recordings(audios)], force)
 
     def listen_to_enroll(self, audio: Audio, force: bool = False) -> Heard:
         """The voice of a recording to be enrolled. Raises AudioError, and EnrolmentError unless `force`."""
@@ -246,15 +248,37 @@ class Recognizer:
 
     def enroll_heard(self, name: str, heard: list[Heard], force: bool = False) -> list[str]:
         """Enrol what `listen_to_enroll` gave; see `enroll`."""
-        if not heard:
+        new = [Utterance(self._voice(one), one.loudness.speech_s, one.quality) for one in heard]
+        return self._add(checked_name(name), new, [one.name for one in heard], force)
+
+    def enroll_voice(self, name: str, result: Result, voice: str, force: bool = False) -> list[str]:
+        """Enrol a voice of a transcription, such as 'unknown 1', under a name; see `enroll`."""
+        name, voices = checked_name(name), {one.speaker: one for one in result.speakers}
+        if not result.fingerprint:
+            raise AudioError(f"{result.audio}: an alignment, which knows no voices; expected a transcription")
+        if result.fingerprint != (ours := self.model.fingerprint):
+            found = f"(fingerprint {result.fingerprint}, this model's is {ours})"
+            raise AudioError(f"{result.audio} was transcribed by another model {found}")
+        if voice not in voices:
+            raise AudioError(f"{result.audio}: no voice '{voice}'; its voices: {', '.join(voices) or 'none'}")
+        embedding = np.array(voices[voice].embedding)
+        if embedding.shape != (size := self.embedding_size,) or not (np.isfinite(embedding).all() and embedding.any()):
+            raise AudioError(
+                f"{result.audio}: the embedding of '{voice}' is no list of {size} numbers, not all of them 0"
+            )
+        one = Utterance(normalized(embedding), voices[voice].speech_s)
+        return self._add(name, [one], [f"{result.audio}, {voice}"], force)
+
+    def _add(self, name: str, new: list[Utterance], sources: list[str], force: bool) -> list[str]:
+        """Enrol utterances, but for those that are enrolled already; `sources` are what messages call them."""
+        if not new:
             return []
-        all_of_them = [Utterance(self._voice(one), one.loudness.speech_s, one.quality) for one in heard]
-        known = repeated(all_of_them, self.database.utterances().get(name, []))
-        twice = dict.fromkeys(one.name for one, is_known in zip(heard, known, strict=True) if is_known)
+        known = repeated(new, self.database.utterances().get(name, []))
+        twice = dict.fromkeys(source for source, is_known in zip(sources, known, strict=True) if is_known)
         if all(known):
             raise EnrolmentError(f"{', '.join(twice)}: enrolled already under '{name}'; nothing is new")
-        new = [one for one, is_known in zip(all_of_them, known, strict=True) if not is_known]
-        files = [one.name for one, is_known in zip(heard, known, strict=True) if not is_known]
+        new = [one for one, is_known in zip(new, known, strict=True) if not is_known]
+        files = [source for source, is_known in zip(sources, known, strict=True) if not is_known]
         warnings = check_names(name, new, files, self.database, self.calibration, force)
         self.database.add_utterances({name: new})
         return [f"{file}: enrolled already under '{name}', left out" for file in twice] + warnings
@@ -264,13 +288,6 @@ class Recognizer:
         if heard.embedding is None:
             raise AudioError(f"{heard.name}: digital silence; expected a voice")
         return heard.embedding
-
-    def _match(self, embedding: np.ndarray, speech_s: float, enrolled: Enrolled) -> tuple[Match, float, float | None]:
-        """Whose voice it is, the threshold, and the probability that it is that of the nearest one."""
-        names, references = enrolled.names, enrolled.references
-        threshold = self.calibration.threshold(speech_s, len(names))
-        probability = self.calibration.probability(references @ embedding, speech_s) if names else None
-        return identify(embedding, names, references, threshold), threshold, probability
 
     def _task(self, kind: str) -> str:
         if kind not in self._tasks:
@@ -293,7 +310,7 @@ class Recognizer:
         if enrolled.names and count is None:
             threshold = partial(self.calibration.threshold, enrolled=len(enrolled.names))
             found = parted(found, phrases, enrolled.references, threshold)
-        voices = self._voices(found, enrolled)
+        voices = voices_of(found, enrolled, self.calibration)
         speakers = [voices[k] for k in found.of_piece]
         pieces = [piece for phrase in phrases for piece in phrase.pieces]
         segments = []
@@ -301,45 +318,6 @@ class Recognizer:
             part = [pieces[i] for i in turn]
             segments.append(self._segment(part, speakers[turn[0]], found.probability[turn].tolist(), duration_s))
         return segments, list({voice.speaker: voice for voice in voices}.values())
-
-    def _voices(self, found: Voices, enrolled: Enrolled) -> list[Voice]:
-        """A name for each voice; those that turn out to be one enrolled speaker are one.
-
-        Of voices that reach the threshold of one name the nearest has it, with those that are as near to that voice, or
-        to one of the name's enrolments, as it is to the name. Others stay unknown: that they were told apart within one
-        recording is better evidence than a likeness to another recording.
-        """
-        matches = [
-            self._match(centre, float(speech_s), enrolled)[0]
-            for centre, speech_s in zip(found.centres, found.seconds, strict=True)
-        ]
-        nearest = {match.name: k for k, match in sorted(enumerate(matches), key=lambda one: one[1].score or 0.0)}
-        unknown = 0
-        labels = []
-        for k, match in enumerate(matches):
-            first = nearest[match.name]
-            alike = [found.centres[first], *(one.embedding for one in enrolled.utterances.get(match.name, []))]
-            likeness = 1.0 if k == first else float(np.max(np.stack(alike) @ found.centres[k]))
-            is_other = match.name == UNKNOWN or likeness < min(1.0, matches[first].score or 0.0)
-            unknown += is_other
-            labels.append(f"{UNKNOWN} {unknown}" if is_other else match.name)
-        merged = {}
-        for label in labels:
-            own = [k for k, other in enumerate(labels) if other == label]
-            centre = normalized(found.seconds[own] @ found.centres[own])
-            speech_s = round(float(found.seconds[own].sum()), 3)
-            match, threshold, probability = self._match(centre, speech_s, enrolled)
-            embedding = [round(float(value), 5) for value in centre]
-            merged[label] = Voice(
-                label,
-                speech_s,
-                match.score,
-                match.best_name,
-                embedding,
-                threshold if enrolled.names else None,
-                probability,
-            )
-        return [merged[label] for label in labels]
 
     def _segment(
         self, phrases: list[Phrase], voice: Voice | None, probabilities: list[float], duration_s: float

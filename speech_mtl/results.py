@@ -84,6 +84,18 @@ class Result:
     def text(self) -> str:
         return " ".join(segment.text for segment in self.segments if segment.text)
 
+    @classmethod
+    def from_json(cls, text: str) -> Result:
+        """The result that `formats.format_result` wrote as json. Raises ValueError for another text."""
+        from pydantic import TypeAdapter, ValidationError
+
+        try:
+            return TypeAdapter(cls).validate_json(text)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(map(str, first["loc"])) or "the text"
+            raise ValueError(f"{place}: {first['msg']} (found {first['input']!r:.60})") from None
+
 
 @dataclass(frozen=True)
 class Identification:

@@ -281,17 +281,42 @@ def test_a_voice_of_a_transcript_gets_its_name(place: Path, model: Path) -> None
     assert again["speakers"][0]["score"] > 0.99
     other = save_tiny(place / "other", seed=1)
     (place / "broken.json").write_text("{}")
+    call("align", place / "0.wav", "low mid", "-m", model, "-f", "json", "--out", place / "aligned.json")
     short = json.loads(said.stdout)
     short["speakers"][0]["embedding"] = [0.1, 0.2]
     (place / "short.json").write_text(json.dumps(short))
     for arguments, message in (
         ([place / "short.json", "unknown 1", "bob", "-m", model], "embedding of 'unknown 1' is no list of 16 numbers"),
         ([place / "result.json", "unknown 7", "bob", "-m", model], "no voice 'unknown 7'; its voices: unknown 1"),
-        ([place / "result.json", "unknown 1", "bob", "-m", other, "--db", place / "o.db"], "made by another model"),
-        ([place / "broken.json", "unknown 1", "bob", "-m", model], "KeyError: 'fingerprint'; expected one result"),
+        ([place / "result.json", "unknown 1", "alice", "-m", model], "enrolled already under 'alice'; nothing is new"),
+        (
+            [place / "result.json", "unknown 1", "b", "-m", other, "--db", place / "o.db"],
+            "transcribed by another model",
+        ),
+        ([place / "aligned.json", "unknown 1", "bob", "-m", model], "0.wav: an alignment, which knows no voices"),
+        ([place / "broken.json", "unknown 1", "bob", "-m", model], "audio: Field required (found {}); expected what"),
     ):
         result = call("enroll", "--from", *arguments)
         assert result.exit_code == 1 and message in result.stderr
+
+
+def test_a_voice_is_found_among_the_results_of_several_recordings_and_of_a_stream(place: Path, model: Path) -> None:
+    soundfile.write(place / "0.wav", speech(5.0), RATE)
+    streamed = call("transcribe", place / "0.wav", "-m", model, "-f", "json", "--speakers", "1", "--stream").stdout
+    assert '"provisional": true' in streamed
+    (place / "one.json").write_text(streamed)
+    several = call("transcribe", place / "0.wav", place / "1.wav", "-m", model, "-f", "json", "--speakers", "1").stdout
+    (place / "both.json").write_text(several)
+    (place / "each.json").write_text(several.replace('"unknown 1"', '"unknown 2"', several.count('"unknown 1"') - 1))
+    for file, voice, message in (
+        ("both.json", "unknown 1", f"2 recordings have a voice 'unknown 1': {place}/0.wav, {place}/1.wav"),
+        ("both.json", "unknown 3", "no voice 'unknown 3'; its voices: unknown 1"),
+    ):
+        result = call("enroll", "--from", place / file, voice, "bob", "-m", model)
+        assert result.exit_code == 1 and message in result.stderr, result.stderr
+    assert call("enroll", "--from", place / "one.json", "unknown 1", "bob", "-m", model).exit_code == 0
+    again = call("enroll", "--from", place / "one.json", "unknown 1", "bob", "-m", model)
+    assert again.exit_code == 1 and "bob: 1 utterance enrolled" in again.stderr
 
 
 def test_notes_go_to_stderr(place: Path, model: Path) -> None:

@@ -32,13 +32,13 @@ def recognizer(folder: Path, tmp_path: Path) -> Recognizer:
 
 
 def rounded(result: Result) -> Result:
-    """Without what may differ in the last digits."""
+    """Without what may differ in the last digits, and without the name, which says which of several it is."""
     segments = []
     for segment in result.segments:
         words = [dataclasses.replace(w, confidence=0.0, speaker_probability=None) for w in segment.words]
         segments.append(dataclasses.replace(segment, words=words, score=None, labels={}))
     voices = [dataclasses.replace(voice, score=None, embedding=[]) for voice in result.speakers]
-    return dataclasses.replace(result, segments=segments, speakers=voices)
+    return dataclasses.replace(result, audio="", segments=segments, speakers=voices)
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -23,9 +23,11 @@ from speech_mtl.checkpoint import CheckpointError, save_model
 from speech_mtl.config import parse_config
 from speech_mtl.data import read_cuts
 from speech_mtl.diarize import Phrase, Voices
+from speech_mtl.enrolment import EnrolmentError
 from speech_mtl.evaluate import evaluate_rows
 from speech_mtl.formats import FORMATS, format_result, who
 from speech_mtl.listening import Hearing
+from speech_mtl.naming import voices_of
 from speech_mtl.recognizer import Recognizer, asr_of
 from speech_mtl.results import Label, Result, Segment, Word
 from speech_mtl.speakers import Enrolled, SpeakerDatabaseError, normalized
@@ -146,9 +148,7 @@ def test_a_name_goes_to_one_voice_of_a_recording(
     centres = np.zeros((len(angles), size), dtype=np.float32)
     centres[:, 0], centres[:, 1] = np.cos(radians), np.sin(radians)
     found = Voices(np.arange(len(angles)), np.ones(len(angles)), centres, np.full(len(angles), 10.0))
-    voices = Recognizer(recognizer.model, Calibration.of(0.5, ""), recognizer.db)._voices(
-        found, Enrolled(["ann"], np.eye(1, size, dtype=np.float32), {})
-    )
+    voices = voices_of(found, Enrolled(["ann"], np.eye(1, size, dtype=np.float32), {}), Calibration.of(0.5, ""))
     assert [voice.speaker for voice in voices] == labels
 
 
@@ -160,10 +160,10 @@ def test_two_voices_enrolled_as_one_name_both_have_it(recognizer: Recognizer) ->
     recognizer.database.add("ann", centres[:2])
     enrolled = recognizer.database.enrolled()
     found = Voices(np.arange(3), np.ones(3), centres, np.full(3, 10.0))
-    own = Recognizer(recognizer.model, Calibration.of(0.4, ""), recognizer.db)
-    assert [voice.speaker for voice in own._voices(found, enrolled)] == ["ann", "ann", "ann"]
+    calibration = Calibration.of(0.4, "")
+    assert [voice.speaker for voice in voices_of(found, enrolled, calibration)] == ["ann", "ann", "ann"]
     centres[2, :2] = [np.cos(np.deg2rad(61.5)), np.sin(np.deg2rad(61.5))]
-    assert own._voices(found, enrolled)[-1].speaker == "unknown 1"
+    assert voices_of(found, enrolled, calibration)[-1].speaker == "unknown 1"
 
 
 def test_a_voice_is_no_further_from_itself_than_from_its_name(recognizer: Recognizer) -> None:
@@ -172,9 +172,7 @@ def test_a_voice_is_no_further_from_itself_than_from_its_name(recognizer: Recogn
     centres = normalized(np.random.default_rng(0).normal(size=(50, size)))
     found = Voices(np.arange(50), np.ones(50), centres, np.full(50, 10.0))
     names = [f"person {i:02d}" for i in range(50)]
-    voices = Recognizer(recognizer.model, Calibration.of(0.9, ""), recognizer.db)._voices(
-        found, Enrolled(names, centres, {})
-    )
+    voices = voices_of(found, Enrolled(names, centres, {}), Calibration.of(0.9, ""))
     assert [voice.speaker for voice in voices] == names
 
 
@@ -216,6 +214,59 @@ def test_identify_verify_and_thresholds(recognizer: Recognizer, folder: Path, tm
     segment = strict.transcribe(b).segments[0]
     assert (segment.speaker, segment.best_name) == ("unknown 1", "ann") and (segment.score or 1) < 1
     assert all(word.speaker == "unknown 1" for word in segment.words)
+
+
+def test_a_voice_of_a_result_gets_its_name_once(recognizer: Recognizer) -> None:
+    result = recognizer.transcribe((speech(5.0), RATE), speakers=1)
+    with pytest.raises(SpeakerDatabaseError, match="speaker name"):
+        recognizer.enroll_voice("unknown 2", result, "unknown 1")
+    [remark] = recognizer.enroll_voice(" bob ", result, "unknown 1")
+    assert remark == "bob: 4.8 s of speech enrolled; 5 s or more are recognised better"
+    with pytest.raises(EnrolmentError, match="samples, unknown 1: enrolled already under 'bob'; nothing is new"):
+        recognizer.enroll_voice("bob", result, "unknown 1", force=True)
+    assert len(recognizer.database.utterances()["bob"]) == 1
+    assert recognizer.transcribe((speech(5.0), RATE), speakers=1).speakers[0].speaker == "bob"
+    for change, message in (
+        ({"fingerprint": ""}, "samples: an alignment, which knows no voices"),
+        ({"fingerprint": "other"}, "samples was transcribed by another model .fingerprint other"),
+        ({"speakers": []}, "samples: no voice 'unknown 1'; its voices: none"),
+    ):
+        with pytest.raises(AudioError, match=message):
+            recognizer.enroll_voice("eve", dataclasses.replace(result, **change), "unknown 1")
+
+
+def test_names_are_the_same_whichever_way_they_are_given(
+    recognizer: Recognizer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    soundfile.write(tmp_path / "a.wav", speech(2.0), RATE)
+    recognizer.enroll(" anna ", str(tmp_path / "a.wav"))  # one recording, not its letters
+    with pytest.raises(EnrolmentError, match="enrolled already under 'anna'"):
+        recognizer.enroll("anna ", tmp_path / "a.wav")
+    with pytest.raises(EnrolmentError, match="samples: enrolled already under 'anna'"):
+        recognizer.enroll("anna", soundfile.read(tmp_path / "a.wav"))
+    assert list(recognizer.database.utterances()) == ["anna"] and len(recognizer.database.utterances()["anna"]) == 1
+    assert [type(found) for found in recognizer.transcribe_all(str(tmp_path / "a.wav"))] == [Result]
+    monkeypatch.setattr(recognizer, "listen", lambda audio: pytest.fail("a name that cannot be used is refused first"))
+    with pytest.raises(SpeakerDatabaseError, match="speaker name 'unknown'"):
+        recognizer.enroll("unknown", tmp_path / "a.wav")
+
+
+def test_samples_of_several_recordings_are_told_apart(recognizer: Recognizer) -> None:
+    good, short = (speech(1.0), RATE), (speech(0.05), RATE)
+    found = list(recognizer.transcribe_all([good, good, short]))
+    assert [one.audio for one in found[:2]] == ["samples 1", "samples 2"] and "samples 3: lasts" in str(found[2])
+    with pytest.raises(AudioError, match="^samples 2: lasts"):
+        recognizer.enroll("ann", [good, short])
+    assert recognizer.transcribe(good).audio == "samples"
+
+
+def test_a_stored_result_is_read_again(recognizer: Recognizer) -> None:
+    result = recognizer.transcribe((speech(20.0), RATE))
+    again = Result.from_json(format_result(result, "json"))
+    assert again == result and format_result(again, "srt") == format_result(result, "srt")
+    for text in ("[1]", '{"audio": "a"}', "no json", '{"audio": "a", "duration_s": 1, "segments": 5}'):
+        with pytest.raises(ValueError, match="found"):
+            Result.from_json(text)
 
 
 def test_noise_one_word_and_eight_channels(recognizer: Recognizer, tmp_path: Path) -> None:
