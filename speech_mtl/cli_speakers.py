@@ -215,10 +215,7 @@ def show(context: typer.Context, name: Name, db: LaterDb = None) -> None:
 
     from speech_mtl.speakers import normalized
 
-    database = _database(context, db)
-    own = database.utterances().get(name)
-    if own is None:
-        fail(f"{database.path}: nobody called '{name}'; enrolled: {', '.join(database.names()) or 'nobody'}")
+    own = _database(context, db).of(name)
     for i, one in enumerate(own):
         others = [other.embedding for other in (*own[:i], *own[i + 1 :])]
         likeness = f"{float(normalized(np.mean(others, axis=0)) @ one.embedding):.4f}" if others else "-"
@@ -277,16 +274,17 @@ def remove(context: typer.Context, name: Name, db: LaterDb = None) -> None:
 def export_(
     context: typer.Context, file: Annotated[Path, typer.Argument(metavar="FILE.json")], db: LaterDb = None
 ) -> None:  # fmt: skip
-    """Write all that is enrolled to a JSON file: embeddings, seconds, quality, and the model's fingerprint.
+    """Write all that is enrolled to a JSON file: embeddings, seconds, quality, calibration, the model's fingerprint.
 
     \b
     Example: speech-mtl speakers export speakers.json
     """
     from speech_mtl.checkpoint import write_atomically
+    from speech_mtl.exchange import export_speakers
 
     database = _database(context, db)
     check_out([file], [database.path])
-    exported = database.export()
+    exported = export_speakers(database)
     if not exported["speakers"]:
         fail(f"nobody is enrolled in {database.path}")
     text = json.dumps(exported, ensure_ascii=False) + "\n"
@@ -304,10 +302,14 @@ def import_(
     \b
     Example: speech-mtl speakers import speakers.json
     """
+    from speech_mtl.exchange import import_speakers
+
     database = _database(context, db)
     try:
         exported = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         fail(f"{file}: not valid JSON: {error}; expected what `speech-mtl speakers export` writes")
-    names = database.import_(exported, str(file))
+    names, remarks = import_speakers(database, exported, str(file))
+    for remark in remarks:
+        note(remark)
     note(f"{len(names)} speakers enrolled in {database.path}: {', '.join(names)}")

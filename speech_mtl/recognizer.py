@@ -92,7 +92,8 @@ class Recognizer:
     @cached_property
     def database(self) -> SpeakerDatabase:
         """The enrolled speakers; opened when a name is asked for. Raises SpeakerDatabaseError."""
-        return SpeakerDatabase(self.db or default_path(), self.model.fingerprint)
+        size = self.embedding_size if "speaker" in self._tasks else None
+        return SpeakerDatabase(self.db or default_path(), self.model.fingerprint, size)
 
     @property
     def embedding_size(self) -> int:

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import sqlite3
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,6 @@ import numpy as np
 
 UNKNOWN = "unknown"
 SCHEMA_VERSION = 2
-EXPORT_FORMAT = 1
 APPLICATION_ID = 0x534D544C  # "SMTL", in the file's header: tells our files from other programs' SQLite files
 BUSY_TIMEOUT_S = 30.0
 SCHEMA = f"""
@@ -45,9 +45,12 @@ PRAGMA user_version = {SCHEMA_VERSION};
 """
 """From version 1, which kept no more of an utterance than its embedding."""
 READ = {
-    1: "SELECT speaker, embedding, added, NULL, NULL FROM utterances ORDER BY speaker, id",
-    2: "SELECT speaker, embedding, added, speech_s, quality FROM utterances ORDER BY speaker, id",
+    1: "SELECT plain(speaker) AS name, embedding, added, NULL, NULL FROM utterances ORDER BY name, id",
+    2: "SELECT plain(speaker) AS name, embedding, added, speech_s, quality FROM utterances ORDER BY name, id",
 }
+
+
+RENAME = "UPDATE utterances SET speaker = ? WHERE plain(speaker) = ?"
 
 
 class SpeakerDatabaseError(ValueError):
@@ -118,12 +121,13 @@ def default_path() -> Path:
 class SpeakerDatabase:
     """The enrolled speakers of one model. Safe to use from several processes at once.
 
-    `fingerprint` is the model's; None opens any model's database to list, rename or remove. The file is made by the
-    first `add`; before that the database is empty. All methods raise SpeakerDatabaseError.
+    `fingerprint` is the model's; None opens any model's database to list, rename or remove. `size` is that of its
+    embeddings, where it is known. The file is made by the first `add`; before that the database is empty, and once
+    nobody is left in it, it may become another model's. All methods raise SpeakerDatabaseError.
     """
 
-    def __init__(self, path: str | Path, fingerprint: str | None):
-        self.path, self.fingerprint = Path(path), fingerprint
+    def __init__(self, path: str | Path, fingerprint: str | None, size: int | None = None):
+        self.path, self.fingerprint, self.size = Path(path), fingerprint, size
         if self.path.is_dir():
             raise SpeakerDatabaseError(f"speaker database {self.path} is a folder; expected a file")
         if self._is_there():
@@ -134,32 +138,35 @@ class SpeakerDatabase:
         """Enrol utterances (n, E) of a speaker, beside those enrolled before."""
         self.add_utterances({name: [Utterance(row) for row in np.atleast_2d(embeddings)]})
 
-    def add_utterances(self, speakers: Mapping[str, Sequence[Utterance]], only_new: bool = False) -> None:
-        """Enrol utterances of speakers, all or none; with `only_new` names that are there already are refused."""
+    def add_utterances(
+        self, speakers: Mapping[str, Sequence[Utterance]], only_new: bool = False, calibration: str | None = None
+    ) -> None:
+        """Enrol utterances of speakers, all or none; with `only_new` names that are there already are refused.
+
+        A calibration is kept beside them where there is none yet.
+        """
         rows = [(checked_name(name), utterance) for name, own in speakers.items() for utterance in own]
         embeddings_NE = normalized(np.stack([utterance.embedding for _, utterance in rows]))
         with self._transaction(write=True) as connection:
             known = connection.execute("SELECT length(embedding) / 4 FROM utterances LIMIT 1").fetchone()
-            if known and known[0] != embeddings_NE.shape[1]:
+            expected = self.size or (known[0] if known else embeddings_NE.shape[1])
+            if expected != embeddings_NE.shape[1]:
                 found = f"embeddings of {embeddings_NE.shape[1]} values"
-                raise SpeakerDatabaseError(f"{self.path}: {found}; expected {known[0]}")
-            there = {row[0] for row in connection.execute("SELECT DISTINCT speaker FROM utterances")}
+                raise SpeakerDatabaseError(f"{self.path}: {found}; expected {expected}")
+            if calibration is not None:
+                connection.execute("INSERT OR IGNORE INTO meta VALUES ('calibration', ?)", [calibration])
+            there = {row[0] for row in connection.execute("SELECT DISTINCT plain(speaker) FROM utterances")}
             if only_new and (taken := sorted(there & {name for name, _ in rows})):
                 names = ", ".join(f"'{name}'" for name in taken)
                 raise SpeakerDatabaseError(f"{self.path}: {names} enrolled already; rename or remove them first")
+            values = [
+                (name, row.astype("<f4").tobytes(), one.added, one.speech_s, one.quality and json.dumps(one.quality))
+                for (name, one), row in zip(rows, embeddings_NE, strict=True)
+            ]
             connection.executemany(
                 "INSERT INTO utterances (speaker, embedding, added, speech_s, quality) "
                 "VALUES (?, ?, coalesce(?, CURRENT_TIMESTAMP), ?, ?)",
-                [
-                    (
-                        name,
-                        row.astype("<f4").tobytes(),
-                        one.added,
-                        one.speech_s,
-                        one.quality and json.dumps(one.quality),
-                    )
-                    for (name, one), row in zip(rows, embeddings_NE, strict=True)
-                ],
+                values,
             )
 
     def names(self) -> list[str]:
@@ -169,17 +176,37 @@ class SpeakerDatabase:
     def utterances(self) -> dict[str, list[Utterance]]:
         """What is enrolled, by speaker, sorted by name."""
         found: dict[str, list[Utterance]] = {}
-        size = None
+        size = None if self.size is None else 4 * self.size
         for name, blob, added, speech_s, quality in self._read():
-            size = len(blob) if size is None else size
-            row = np.frombuffer(blob, dtype="<f4") if len(blob) == size and size % 4 == 0 else np.zeros(1)
-            if not np.isclose(np.linalg.norm(row), 1, atol=1e-3):
-                raise SpeakerDatabaseError(
-                    f"speaker database {self.path} was altered: an embedding of '{name}' of {len(blob)} bytes; "
-                    f"expected {size} bytes that hold a vector of length 1; `speech-mtl speakers remove` forgets it"
-                )
-            found.setdefault(name, []).append(Utterance(row, speech_s, quality and json.loads(quality), added))
+            if not isinstance(name, str):
+                raise SpeakerDatabaseError(f"speaker database {self.path} was altered: {name!r:.40} is no name")
+            size = len(blob) if size is None and isinstance(blob, bytes) else size
+            if not isinstance(blob, bytes) or len(blob) != size or size % 4 or not _is_unit(blob):
+                there = f"of {len(blob)} bytes" if isinstance(blob, bytes) else f"{blob!r:.40}"
+                whole = f"{size} bytes that hold" if size and size % 4 == 0 else "bytes, four a number, that hold"
+                raise self._altered(f"an embedding of '{name}' {there}; expected {whole} a vector of length 1")
+            if not (speech_s is None or is_number(speech_s)):
+                raise self._altered(f"seconds of '{name}': {speech_s!r:.40}; expected a number")
+            if not isinstance(added, str):
+                raise self._altered(f"a date of '{name}': {added!r:.40}; expected a text")
+            try:
+                marks = quality_of(None if quality is None else json.loads(quality))
+            except (ValueError, TypeError):
+                raise self._altered(f"a quality of '{name}': {quality!r:.40}; expected numbers by name") from None
+            found.setdefault(name, []).append(Utterance(np.frombuffer(blob, dtype="<f4"), speech_s, marks, added))
         return found
+
+    def _altered(self, what: str) -> SpeakerDatabaseError:
+        hint = "`speech-mtl speakers remove` forgets it"
+        return SpeakerDatabaseError(f"speaker database {self.path} was altered: {what}; {hint}")
+
+    def of(self, name: str) -> list[Utterance]:
+        """What is enrolled of a speaker."""
+        enrolled = self.utterances()
+        if (own := enrolled.get(plain(name))) is None:
+            there = f"enrolled: {', '.join(enrolled) or 'nobody'}"
+            raise SpeakerDatabaseError(f"{self.path}: nobody called '{plain(name)}'; {there}")
+        return own
 
     def enrolled(self) -> Enrolled:
         """The speakers, with one normalised reference each."""
@@ -202,92 +229,44 @@ class SpeakerDatabase:
         """That of the database's model; None where there is no file yet."""
         return self._meta().get("fingerprint")
 
-    def export(self) -> dict[str, Any]:
-        """All that is enrolled, for JSON."""
-        speakers = {
-            name: [
-                {"embedding": [round(float(x), 7) for x in one.embedding], "speech_s": one.speech_s,
-                 "quality": one.quality, "added": one.added}
-                for one in own
-            ]
-            for name, own in self.utterances().items()
-        }  # fmt: skip
-        return {"format": EXPORT_FORMAT, "fingerprint": self.model_fingerprint(), "speakers": speakers}
-
-    def import_(self, exported: Any, where: str) -> list[str]:
-        """Enrol what `export` gave, all or nothing; returns the names, none of which may be enrolled already.
-
-        An empty database becomes one of the exporting model; another model's and a newer format are refused. `where`
-        names the file.
-        """
-        expected = "expected what `speech-mtl speakers export` writes"
-        if (
-            isinstance(exported, dict)
-            and isinstance(exported.get("format"), int)
-            and exported["format"] > EXPORT_FORMAT
-        ):
-            found = f"{where} has format {exported['format']}"
-            raise SpeakerDatabaseError(f"{found}; this version reads up to {EXPORT_FORMAT}")
-        try:
-            fingerprint = str(exported["fingerprint"])
-            speakers = {
-                checked_name(name): [
-                    Utterance(
-                        normalized(np.array(one["embedding"], dtype=np.float32)),
-                        None if one["speech_s"] is None else float(one["speech_s"]),
-                        one["quality"] and dict(one["quality"]), one["added"] and str(one["added"]),
-                    )
-                    for one in own
-                ]
-                for name, own in exported["speakers"].items() if own
-            }  # fmt: skip
-            if len({one.embedding.shape for own in speakers.values() for one in own}) > 1:
-                raise ValueError("embeddings of different sizes")
-        except SpeakerDatabaseError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise SpeakerDatabaseError(f"{where}: {type(error).__name__}: {error}; {expected}") from None
-        if not speakers:
-            raise SpeakerDatabaseError(f"{where} holds no speakers; {expected}")
-        SpeakerDatabase(self.path, fingerprint).add_utterances(speakers, only_new=True)
-        return list(speakers)
-
     def remove(self, name: str) -> None:
         """Forget a speaker."""
+        name = plain(name)
         self._expect_file(name)
         with self._transaction(write=True) as connection:
-            if not connection.execute("DELETE FROM utterances WHERE speaker = ?", [name]).rowcount:
+            if not connection.execute("DELETE FROM utterances WHERE plain(speaker) = ?", [name]).rowcount:
                 raise self._nobody(connection, name)
 
     def rename(self, old: str, new: str) -> None:
         """Give a speaker another name, which nobody has yet."""
-        new = checked_name(new)
+        old, new = plain(old), checked_name(new)
         self._expect_file(old)
         with self._transaction(write=True) as connection:
-            if connection.execute("SELECT 1 FROM utterances WHERE speaker = ?", [new]).fetchone():
+            if connection.execute("SELECT 1 FROM utterances WHERE plain(speaker) = ?", [new]).fetchone():
                 raise SpeakerDatabaseError(
                     f"{self.path}: '{new}' is enrolled already; `speech-mtl speakers merge` makes two one"
                 )
-            if not connection.execute("UPDATE utterances SET speaker = ? WHERE speaker = ?", [new, old]).rowcount:
+            if not connection.execute(RENAME, [new, old]).rowcount:
                 raise self._nobody(connection, old)
 
     def merge(self, source: str, target: str) -> None:
         """Make two enrolled names one: the utterances of `source` become those of `target`."""
+        source, target = plain(source), plain(target)
         self._expect_file(source)
         if source == target:
             raise SpeakerDatabaseError(f"'{source}' cannot be merged into itself; expected two names")
         with self._transaction(write=True) as connection:
             for name in (source, target):
-                if not connection.execute("SELECT 1 FROM utterances WHERE speaker = ?", [name]).fetchone():
+                if not connection.execute("SELECT 1 FROM utterances WHERE plain(speaker) = ?", [name]).fetchone():
                     raise self._nobody(connection, name)
-            connection.execute("UPDATE utterances SET speaker = ? WHERE speaker = ?", [target, source])
+            connection.execute(RENAME, [target, source])
 
     def _expect_file(self, name: str) -> None:
         if not self._is_there():
             raise SpeakerDatabaseError(f"{self.path}: nobody called '{name}'; nobody is enrolled there")
 
     def _nobody(self, connection: sqlite3.Connection, name: str) -> SpeakerDatabaseError:
-        names = [row[0] for row in connection.execute("SELECT DISTINCT speaker FROM utterances ORDER BY speaker")]
+        names = [str(row[0]) for row in connection.execute("SELECT DISTINCT plain(speaker) FROM utterances ORDER BY 1")]
         return SpeakerDatabaseError(f"{self.path}: nobody called '{name}'; enrolled: {', '.join(names) or 'nobody'}")
 
     def _read(self) -> list[tuple]:
@@ -322,6 +301,7 @@ class SpeakerDatabase:
             connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
         except sqlite3.Error as error:
             raise SpeakerDatabaseError(f"speaker database {self.path}: {error}") from None
+        connection.create_function("plain", 1, plain, deterministic=True)  # names may be written in another way
         try:
             connection.execute("BEGIN IMMEDIATE" if write else "BEGIN")
             self._check(connection, write)
@@ -354,14 +334,18 @@ class SpeakerDatabase:
                 f"speaker database {self.path} has format {version}; this version reads up to {SCHEMA_VERSION}"
             )
         row = connection.execute("SELECT value FROM meta WHERE key = 'fingerprint'").fetchone()
-        if row is None:
+        if row is None or not isinstance(row[0], str):
             raise SpeakerDatabaseError(f"speaker database {self.path} was altered: it does not say whose model's it is")
         found = row[0]
         if self.fingerprint not in (None, found):
-            raise SpeakerDatabaseError(
-                f"speaker database {self.path} belongs to another model (fingerprint {found}, this model's is "
-                f"{self.fingerprint}); use that model, or enrol anew in another file (--db)"
-            )
+            if connection.execute("SELECT 1 FROM utterances LIMIT 1").fetchone():
+                raise SpeakerDatabaseError(
+                    f"speaker database {self.path} belongs to another model (fingerprint {found}, this model's is "
+                    f"{self.fingerprint}); use that model, or enrol anew in another file (--db)"
+                )
+            if write:  # nobody is left of the other model's
+                connection.execute("DELETE FROM meta WHERE key = 'calibration'")
+                connection.execute("UPDATE meta SET value = ? WHERE key = 'fingerprint'", [self.fingerprint])
         if write and version < SCHEMA_VERSION:
             _run(connection, UPGRADE)
 
@@ -372,17 +356,39 @@ def _run(connection: sqlite3.Connection, statements: str) -> None:
         connection.execute(statement)
 
 
+def _is_unit(blob: bytes) -> bool:
+    return bool(np.isclose(np.linalg.norm(np.frombuffer(blob, dtype="<f4")), 1, atol=1e-3))
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
+
+
+def quality_of(values: object) -> dict[str, float | None] | None:
+    """What is known of a recording's quality. Raises ValueError where it is no numbers by name."""
+    if values is None:
+        return None
+    if not isinstance(values, dict) or not all(value is None or is_number(value) for value in values.values()):
+        raise ValueError(f"quality {values!r:.40}; expected numbers by name")
+    return values
+
+
+def plain(name: Any) -> Any:
+    """A name as it is compared: composed letters (NFC), one space between words and none around them."""
+    return re.sub(" +", " ", unicodedata.normalize("NFC", name).strip()) if isinstance(name, str) else name
+
+
 def checked_name(name: str) -> str:
-    """A speaker's name without outer spaces. Raises SpeakerDatabaseError for one that cannot be used."""
-    name = name.strip()
+    """A speaker's name in its `plain` form. Raises SpeakerDatabaseError for one that cannot be used."""
+    name = plain(name)
     if not name or is_unknown(name) or not name.isprintable():
         raise SpeakerDatabaseError(f"speaker name {name!r}; expected a printable name other than '{UNKNOWN}'")
     return name
 
 
 def is_unknown(name: str) -> bool:
-    """Whether this is no name but a label of one that is not enrolled: 'unknown', 'unknown 1', ..."""
-    return re.fullmatch(rf"{UNKNOWN}( \d+)?", name.lower()) is not None
+    """Whether this is no name but a label of one that is not enrolled: 'unknown', 'unknown 1', 'unknown_1', ..."""
+    return re.fullmatch(rf"{UNKNOWN}([ _]?\d+)?", name.lower()) is not None
 
 
 def is_right(speaker: str | None, true_speaker: str) -> bool:

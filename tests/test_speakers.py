@@ -11,14 +11,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from speech_mtl.calibration import Calibration
+from speech_mtl.exchange import export_speakers, import_speakers
 from speech_mtl.speakers import (
     APPLICATION_ID,
     SCHEMA_VERSION,
     SpeakerDatabase,
     SpeakerDatabaseError,
     Utterance,
+    checked_name,
     default_path,
     identify,
+    is_unknown,
     normalized,
 )
 
@@ -79,11 +83,37 @@ def test_list_remove_rename(database: SpeakerDatabase) -> None:
         database.rename("Bob Müller", "ann")
 
 
-@pytest.mark.parametrize("name", ["", "  ", "unknown", "Unknown", "two\nlines", "tab\tin it"])
+STRANGERS = ["unknown", "Unknown", "unknown  1", "unknown_1", "unknown1", "UNKNOWN 12"]
+
+
+@pytest.mark.parametrize("name", ["", "  ", *STRANGERS, "two\nlines", "tab\tin it"])
 def test_names_that_cannot_be_used(database: SpeakerDatabase, name: str) -> None:
     with pytest.raises(SpeakerDatabaseError, match="speaker name"):
         database.add(name, AXES[0])
     assert not database.path.exists()
+
+
+def test_one_name_is_one_however_it_is_written(database: SpeakerDatabase) -> None:
+    composed, apart = "Jos\u00e9  Lu\u00eds", "Jose\u0301 Lui\u0301s"
+    name = "Jos\u00e9 Lu\u00eds"
+    assert checked_name(composed) == checked_name(apart) == name
+    assert not is_unknown("unknown man") and is_unknown("unknown_3")
+    database.add(composed, AXES[0])
+    database.add(apart, AXES[1])
+    assert counts(database) == {name: 2} and len(database.of(apart)) == 2
+    with sqlite3.connect(database.path) as connection:  # as older versions wrote it
+        connection.execute("UPDATE utterances SET speaker = ? WHERE id = 2", [apart])
+        connection.execute("INSERT INTO utterances (speaker, embedding) VALUES ('unknown_1', ?)", [AXES[2].tobytes()])
+    assert counts(database) == {name: 2, "unknown_1": 1}
+    with pytest.raises(SpeakerDatabaseError, match="enrolled already"):
+        database.rename("unknown_1", apart)
+    database.merge("unknown_1 ", apart)
+    assert counts(database) == {name: 3}
+    database.rename(composed, "Ann  Lee")
+    assert database.names() == ["Ann Lee"]
+    database.remove(" Ann Lee ")
+    with pytest.raises(SpeakerDatabaseError, match="nobody called 'Ann Lee'; enrolled: nobody"):
+        database.of("Ann Lee")
 
 
 @pytest.mark.parametrize("embedding", [np.zeros(4), np.array([1.0, np.nan, 0, 0])])
@@ -204,9 +234,9 @@ def test_export_and_import_give_the_same(database: SpeakerDatabase, tmp_path: Pa
     rng = np.random.default_rng(0)
     database.add_utterances({"ann": [Utterance(rng.normal(size=4), 3.25, {"snr_db": None, "clipped": 0.5})]})
     database.add("bob", AXES[:2])
-    exported = json.loads(json.dumps(database.export()))
+    exported = json.loads(json.dumps(export_speakers(database)))
     other = SpeakerDatabase(tmp_path / "other.db", None)
-    assert other.import_(exported, "x.json") == ["ann", "bob"]
+    assert import_speakers(other, exported, "x.json") == (["ann", "bob"], [])
     for name, own in database.utterances().items():
         for one, two in zip(own, other.utterances()[name], strict=True):
             np.testing.assert_allclose(one.embedding, two.embedding, atol=1e-6)
@@ -214,8 +244,11 @@ def test_export_and_import_give_the_same(database: SpeakerDatabase, tmp_path: Pa
     assert other.model_fingerprint() == "model-1"
     exported["speakers"] = {"cid": exported["speakers"]["ann"], "bob": exported["speakers"]["bob"]}
     with pytest.raises(SpeakerDatabaseError, match="'bob' enrolled already; rename or remove"):
-        other.import_(exported, "x.json")
+        import_speakers(other, exported, "x.json")
     assert other.names() == ["ann", "bob"]
+
+
+ROW = {"embedding": [1, 0, 0, 0], "speech_s": 2.0, "quality": None, "added": None}
 
 
 @pytest.mark.parametrize(
@@ -223,20 +256,28 @@ def test_export_and_import_give_the_same(database: SpeakerDatabase, tmp_path: Pa
     [
         ({"format": 2}, "x.json has format 2; this version reads up to 1"), ({"speakers": {}}, "holds no speakers"),
         ({"fingerprint": "model-2"}, "belongs to another model"), ({"speakers": []}, "AttributeError.*expected what"),
-        ({"speakers": {"eve": [{"embedding": [0, 0]}]}}, "ValueError"),
+        ({"speakers": {"eve": [ROW | {"embedding": [0, 0]}]}}, "ValueError"),
         ({"speakers": {"unknown": [1]}}, "speaker name"),
         ({"speakers": {"eve": [{"embedding": "a"}]}}, "ValueError.*expected what"),
+        ({"speakers": {"eve": [ROW], "eve ": [ROW]}}, "'eve' is there twice, as 'eve ', too"),
+        ({"speakers": {"eve": [ROW | {"quality": {"snr_db": "high"}}]}}, "quality .*; expected numbers by name"),
+        ({"speakers": {"eve": [ROW | {"quality": [1]}]}}, "quality .*; expected numbers by name"),
+        ({"speakers": {"eve": [ROW | {"speech_s": "long"}]}}, "speech_s of 'eve' is 'long'; expected a number"),
+        ({"speakers": {"eve": [ROW | {"embedding": [10**400] * 4}]}}, "OverflowError"),
+        ({"speakers": {"eve": [ROW | {"embedding": [1] * 5}]}}, "embeddings of 5 values; expected 4"),
+        ({"calibration": 5}, "x.json: calibration: .*; expected what"),
+        ({"calibration": {"bands": [{"thresholds": [0.5]}], "fingerprint": "model-2"}}, "belongs to other weights"),
     ],
 )  # fmt: skip
 def test_imports_that_are_refused(database: SpeakerDatabase, change: dict, message: str) -> None:
     database.add("ann", AXES[0])
-    exported = database.export()
+    exported = export_speakers(database)
     exported["speakers"] = {"eve": exported["speakers"]["ann"]}
     with pytest.raises(SpeakerDatabaseError, match=message):
-        database.import_(exported | change, "x.json")
+        import_speakers(database, exported | change, "x.json")
     assert database.names() == ["ann"]
     with pytest.raises(SpeakerDatabaseError, match="TypeError"):
-        database.import_([1], "x.json")
+        import_speakers(database, [1], "x.json")
 
 
 @pytest.mark.parametrize(
@@ -244,6 +285,14 @@ def test_imports_that_are_refused(database: SpeakerDatabase, change: dict, messa
     [
         ("UPDATE utterances SET embedding = x'0000803f00' WHERE id = 2", "altered: an embedding of 'ann' of 5 bytes"),
         ("UPDATE utterances SET embedding = zeroblob(16) WHERE id = 2", "altered: an embedding of 'ann' of 16 bytes"),
+        ("UPDATE utterances SET embedding = 'text' WHERE id = 1", "altered: an embedding of 'ann' 'text'; expected"),
+        ("UPDATE utterances SET embedding = x'0000803f00'", "altered: an embedding of 'ann' of 5 bytes; expected"),
+        ("UPDATE utterances SET speech_s = 'long' WHERE id = 2", "altered: seconds of 'ann': 'long'; expected a num"),
+        ("UPDATE utterances SET quality = '[1]' WHERE id = 2", "altered: a quality of 'ann': .*; expected numbers by"),
+        ("UPDATE utterances SET quality = '{' WHERE id = 2", "altered: a quality of 'ann': '{'; expected numbers by"),
+        ("UPDATE utterances SET added = x'00' WHERE id = 2", "altered: a date of 'ann': b'.x00'; expected a text"),
+        ("UPDATE utterances SET speaker = x'ff' WHERE id = 2", "altered: b'.xff' is no name"),
+        ("UPDATE meta SET value = x'00'", "altered: it does not say whose model"),
         ("DROP TABLE utterances", "no such table: utterances"), ("DELETE FROM meta", "does not say whose model"),
     ],
 )  # fmt: skip
@@ -273,6 +322,47 @@ def test_a_calibration_is_kept_with_the_model_it_belongs_to(database: SpeakerDat
     database.set_calibration("{}")  # before anybody is enrolled
     assert SpeakerDatabase(database.path, None).calibration() == "{}" and database.model_fingerprint() == "model-1"
     assert database.names() == []
+
+
+def test_a_database_of_another_size_than_the_models_is_refused(database: SpeakerDatabase) -> None:
+    database.add("ann", AXES[0])
+    other = SpeakerDatabase(database.path, "model-1", 5)
+    with pytest.raises(SpeakerDatabaseError, match="an embedding of 'ann' of 16 bytes; expected 20 bytes"):
+        other.enrolled()
+    with pytest.raises(SpeakerDatabaseError, match="embeddings of 4 values; expected 5"):
+        other.add("bob", AXES[1])
+
+
+def test_a_database_that_nobody_is_left_in_becomes_another_models(database: SpeakerDatabase, tmp_path: Path) -> None:
+    database.add("ann", AXES[0])
+    database.set_calibration("{}")
+    made = SpeakerDatabase(tmp_path / "other.db", "model-2")
+    made.add("bob", np.eye(5)[0])
+    exported = export_speakers(made)
+    database.remove("ann")
+    assert SpeakerDatabase(database.path, "model-2").names() == [] and database.model_fingerprint() == "model-1"
+    assert import_speakers(SpeakerDatabase(database.path, None), exported, "x.json") == (["bob"], [])
+    again = SpeakerDatabase(database.path, None)
+    assert again.model_fingerprint() == "model-2" and again.calibration() is None
+    again.remove("bob")
+    SpeakerDatabase(database.path, "model-1").add("ann", AXES[0])
+    assert again.model_fingerprint() == "model-1" and again.names() == ["ann"]
+
+
+def test_a_calibration_goes_with_its_speakers(database: SpeakerDatabase, tmp_path: Path) -> None:
+    database.add("ann", AXES[0])
+    database.set_calibration(Calibration.of(0.7, "here", "model-1").to_json())
+    exported = json.loads(json.dumps(export_speakers(database)))
+    other = SpeakerDatabase(tmp_path / "other.db", None)
+    assert import_speakers(other, exported, "x.json") == (["ann"], [])
+    assert Calibration.model_validate_json(other.calibration() or "") == Calibration.of(0.7, "here", "model-1")
+    exported["speakers"] = {"bob": exported["speakers"]["ann"]}
+    assert import_speakers(other, exported, "x.json") == (["bob"], [])  # the same one
+    exported["speakers"] = {"cid": exported["speakers"]["bob"]}
+    exported["calibration"]["measured_on"] = "elsewhere"
+    _, [remark] = import_speakers(other, exported, "x.json")
+    assert remark == f"the calibration of x.json is left out: {other.path} has one of its own"
+    assert json.loads(other.calibration() or "")["measured_on"] == "here" and other.names() == ["ann", "bob", "cid"]
 
 
 def test_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
