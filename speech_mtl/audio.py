@@ -45,6 +45,8 @@ END_IS_MISSING = re.compile(
 """What libsndfile's log says of Ogg, VOC and MAT4 files that break off; it counts only the frames that are there."""
 LARGEST_KERNEL = 16_000_000
 """Taps torchaudio's resampler may hold (64 MB); it holds one filter for every phase of the rates' ratio."""
+MOST_CHANNELS = 64
+"""Samples with more are taken to be the wrong way round."""
 FILTER_ZEROS = 6
 """Zero crossings of torchaudio's resampling filter to either side."""
 CANCELLED = 1e-3
@@ -75,7 +77,8 @@ class Sound:
 
 def recordings(audios: Audio | Iterable[Audio]) -> Iterator[Audio]:
     """Each of several recordings, or the only one that is given; of several, those that are samples are numbered."""
-    if isinstance(audios, str | Path) or isinstance(audios, tuple) and not isinstance(audios[-1], str | Path | tuple):
+    is_samples = isinstance(audios, tuple) and not all(isinstance(one, str | Path | tuple) for one in audios)
+    if isinstance(audios, str | Path) or is_samples:
         audios = [audios]  # type: ignore[list-item]
     is_alone = isinstance(audios, list | tuple) and sum(isinstance(audio, tuple) for audio in audios) == 1
     number = 0
@@ -254,15 +257,18 @@ def _unreadable(path: Path, error: Exception, after_s: float = 0.0) -> AudioErro
     return AudioError(f"{path}: not readable as audio or damaged{place} ({reason}); expected {kinds}")
 
 
-def _checked(samples: np.ndarray, rate: int, name: str) -> tuple[np.ndarray, int]:
+def _checked(samples: np.ndarray, rate: float, name: str) -> tuple[np.ndarray, int]:
     samples = np.asarray(samples)
-    if samples.ndim not in (1, 2) or rate <= 0:
+    is_whole = isinstance(rate, int | float | np.number) and rate > 0 and rate % 1 == 0
+    if samples.ndim not in (1, 2) or not is_whole:
         raise AudioError(
-            f"{name}: shape {samples.shape} at {rate} Hz; expected (N,) or (N, channels) at a rate above 0"
+            f"{name}: shape {samples.shape} at {rate} Hz; expected (N,) or (N, channels) at a whole rate above 0"
         )
+    if samples.ndim == 2 and samples.size and samples.shape[1] > min(len(samples), MOST_CHANNELS):
+        raise AudioError(f"{name}: shape {samples.shape}; expected (N, channels): transpose it")
     if not (np.issubdtype(samples.dtype, np.signedinteger) or np.issubdtype(samples.dtype, np.floating)):
         raise AudioError(f"{name}: samples of type {samples.dtype}; expected floats in [-1, 1] or signed integers")
-    return samples, rate
+    return samples, int(rate)
 
 
 def _slices(samples: np.ndarray, rate: int) -> Iterator[np.ndarray]:

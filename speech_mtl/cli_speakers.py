@@ -93,8 +93,10 @@ def verify(
     recognizer = load_recognizer(model, db, threshold)
     note(recognizer.calibration.note)
     found = recognizer.verify(a, b)
+    for remark in found.notes:
+        note(remark)
     if form is Form.json:
-        typer.echo(json.dumps(asdict(found)))
+        typer.echo(json.dumps(asdict(found), ensure_ascii=False))
         return
     answer = "same" if found.same else "different"
     typer.echo(f"{answer}\t{_figure(found.score)}\t{_figure(found.probability)}\t{found.threshold:g}")

@@ -223,13 +223,13 @@ class Recognizer:
         The thresholds are those of a voice that is enrolled with several seconds: between two short recordings it says
         'different' more often than the wanted rate of false acceptance asks for.
         """
-        both = [self.listen(audio) for audio in (a, b)]
+        both = [self.listen(audio) for audio in recordings([a, b])]
         score = float(self._voice(both[0]) @ self._voice(both[1]))
         speech_s = min(heard.loudness.speech_s for heard in both)
         threshold = self.calibration.threshold(speech_s)
-        return Verification(
-            score >= threshold, score, self.calibration.probability(score, speech_s), threshold, speech_s
-        )
+        names, probability = [heard.name for heard in both], self.calibration.probability(score, speech_s)
+        notes = [f"{heard.name}: {heard.loudness.note}" for heard in both if heard.loudness.note]
+        return Verification(score >= threshold, score, probability, threshold, speech_s, names, notes)
 
     def enroll(self, name: str, audios: Audio | Iterable[Audio], force: bool = False) -> list[str]:
         """Enrol recordings of one speaker, all of them or, at an error, none; returns what a person should know.

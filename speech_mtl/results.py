@@ -122,3 +122,6 @@ class Verification:
     threshold: float
     speech_s: float
     """Of the recording that has less of it."""
+    audio: list[str]
+    """Both recordings."""
+    notes: list[str]

@@ -212,11 +212,21 @@ def test_streamed_wav_of_unknown_length_is_whole(tmp_path: Path) -> None:
     [
         (np.zeros((2, 2, 2)), RATE, "shape"), (np.zeros(RATE), 0, "at 0 Hz"), (np.zeros(0), RATE, "0 samples"),
         (np.zeros(RATE, dtype=complex), RATE, "complex128"), (np.zeros(RATE // 20), RATE, "0.050 s"),
+        (np.zeros((2, 29060)), RATE, r"samples: shape \(2, 29060\); expected \(N, channels\): transpose it"),
+        (np.zeros((100, 65)), RATE, "transpose it"), (np.zeros((0, 2)), RATE, "0 samples"),
+        (np.zeros(RATE), 16000.5, "at 16000.5 Hz; .* whole rate"), (np.zeros(RATE), "16k", "at 16k Hz"),
+        (np.zeros(RATE), float("nan"), "at nan Hz"), (np.zeros(RATE), float("inf"), "at inf Hz"),
+        (np.zeros(RATE), None, "at None Hz"),
     ],
 )  # fmt: skip
 def test_bad_arrays(samples: np.ndarray, rate: int, message: str) -> None:
     with pytest.raises(AudioError, match=message):
         as_mono(samples, rate, RATE)
+
+
+def test_a_whole_rate_may_be_a_float() -> None:
+    for rate in (8000.0, np.float32(8000), np.int64(8000)):
+        np.testing.assert_array_equal(as_mono(tone(0.5, 8000), rate, RATE), as_mono(tone(0.5, 8000), 8000, RATE))
 
 
 def test_notes_on_the_level() -> None:

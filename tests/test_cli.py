@@ -324,6 +324,10 @@ def test_notes_go_to_stderr(place: Path, model: Path) -> None:
     soundfile.write(place / "silent.wav", np.zeros(RATE), RATE)
     result = call("transcribe", place / "clipped.wav", place / "silent.wav", "-m", model, "-f", "json")
     assert result.exit_code == 0
+    both = call("verify", place / "0.wav", place / "clipped.wav", "-m", model, "-f", "json")
+    assert "clipped.wav: clipped: " in both.stderr
+    found = json.loads(both.stdout)
+    assert found["audio"] == [f"{place}/0.wav", f"{place}/clipped.wav"] and "clipped: " in found["notes"][0]
     assert "clipped.wav: clipped: " in result.stderr and "silent.wav: digital silence" in result.stderr
     assert json.loads(result.stdout.splitlines()[1])["text"] == ""
 

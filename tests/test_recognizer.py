@@ -207,6 +207,11 @@ def test_identify_verify_and_thresholds(recognizer: Recognizer, folder: Path, tm
     assert (found.threshold, found.probability, found.speech_s) == (0.5, None, 1.46)
     same = recognizer.verify(a, a)
     assert same.score == pytest.approx(1, abs=1e-5) and (same.same, same.threshold) == (True, 0.5)
+    assert (same.audio, same.notes) == (["samples 1", "samples 2"], [])
+    loud = np.clip(20 * speech(1.5), -1, 1)
+    soundfile.write(tmp_path / "loud.wav", loud, RATE)
+    mixed = recognizer.verify(a, tmp_path / "loud.wav")
+    assert mixed.audio == ["samples", str(tmp_path / "loud.wav")] and "loud.wav: clipped: " in mixed.notes[0]
     assert "not measured" in recognizer.calibration.note
     strict = Recognizer.from_pretrained(folder, db=tmp_path / "speakers.db", threshold=1.0)
     found = strict.identify(b)
