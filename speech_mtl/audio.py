@@ -14,7 +14,7 @@ from io import FileIO
 from math import ceil, gcd
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import soundfile
@@ -84,8 +84,7 @@ def recordings(audios: Audio | Iterable[Audio]) -> Iterator[Audio]:
     number = 0
     for audio in audios:
         if isinstance(audio, tuple) and not is_alone:
-            number += 1
-            audio = Samples(audio)
+            audio, number = Samples(audio), number + 1
             audio.name = f"samples {number}"
         yield audio  # type: ignore[misc]
 
@@ -184,11 +183,24 @@ class _Unfinished(FileIO):
 
 
 def _unwritten_size(path: Path) -> int:
-    """Where a WAV file gives its sound's size, if that is 0 although bytes follow; else 0."""
+    """Where a WAV file gives its sound's size, if that is 0 although sound follows; else 0.
+
+    Chunks that go on to the file's end (a LIST of names and dates) are no sound: the file is closed, and holds none.
+    """
+    size, place, found = path.stat().st_size, 12, 0
     with open(path, "rb") as file:
-        head = file.read(4096)
-    place = head.find(b"data") + 4
-    return place if place > 4 and head[place : place + 4] == bytes(4) and len(head) > place + 4 else 0
+        order: Literal["little", "big"] = "big" if file.read(4) == b"RIFX" else "little"
+        while place + 8 <= size:
+            file.seek(place)
+            name, length = file.read(4), int.from_bytes(file.read(4), order)
+            if found and not all(32 <= byte < 127 for byte in name):
+                return found
+            if name == b"data" and not found:
+                if length:
+                    return 0
+                found = place + 4
+            place += 8 + length + length % 2
+    return found if abs(place - size) > 1 else 0
 
 
 def _read(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
@@ -261,9 +273,8 @@ def _checked(samples: np.ndarray, rate: float, name: str) -> tuple[np.ndarray, i
     samples = np.asarray(samples)
     is_whole = isinstance(rate, int | float | np.number) and rate > 0 and rate % 1 == 0
     if samples.ndim not in (1, 2) or not is_whole:
-        raise AudioError(
-            f"{name}: shape {samples.shape} at {rate} Hz; expected (N,) or (N, channels) at a whole rate above 0"
-        )
+        accepted = "(N,) or (N, channels) at a whole rate above 0"
+        raise AudioError(f"{name}: shape {samples.shape} at {rate} Hz; expected {accepted}")
     if samples.ndim == 2 and samples.size and samples.shape[1] > min(len(samples), MOST_CHANNELS):
         raise AudioError(f"{name}: shape {samples.shape}; expected (N, channels): transpose it")
     if not (np.issubdtype(samples.dtype, np.signedinteger) or np.issubdtype(samples.dtype, np.floating)):

@@ -101,6 +101,32 @@ def test_what_can_be_read_of_an_unfinished_wav_comes_before_the_error(tmp_path: 
         np.testing.assert_array_equal(np.concatenate(found), whole)
 
 
+@pytest.mark.parametrize("kind", ["RIFF", "RIFX"])
+def test_a_wav_without_sound_is_not_heard_by_its_metadata(tmp_path: Path, kind: str) -> None:
+    """A LIST after the empty sound, in a file that was closed; one before it that holds the word data is no sound."""
+    path, order = tmp_path / "empty.wav", "little" if kind == "RIFF" else "big"
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return name + len(content).to_bytes(4, order) + content + b"\0" * (len(content) % 2)
+
+    soundfile.write(path, tone(0.5), RATE, endian="BIG" if kind == "RIFX" else "FILE")
+    content = path.read_bytes()
+    form, sound = content[:36], content[44:]
+    names = chunk(b"LIST", b"INFO" + chunk(b"INAM", b"data\0\0\0\0" + b"a title" * 500))
+
+    def write(*parts: bytes) -> None:
+        body = b"".join(parts)
+        path.write_bytes(form[:4] + (len(form) - 8 + len(body)).to_bytes(4, order) + form[8:] + body)
+
+    for parts in ((chunk(b"data", b""), names), (names, chunk(b"data", b"")), (chunk(b"data", b""), names[:-1])):
+        write(*parts)
+        with pytest.raises(AudioError, match="empty.wav: holds 0 samples"):
+            load_audio(path, RATE)
+    write(names, chunk(b"data", b""), sound)
+    with pytest.raises(AudioError, match="empty.wav: .*still being written"):
+        load_audio(path, RATE)
+
+
 def test_channels_are_averaged() -> None:
     left, right = tone(0.2), tone(0.2, frequency_hz=1000)
     np.testing.assert_allclose(as_mono(np.stack([left, right], axis=1), RATE, RATE), (left + right) / 2, atol=1e-7)
