@@ -3,6 +3,7 @@
     recognizer = Recognizer.from_pretrained()          # the bundled model, or a folder
     recognizer.enroll("alice", ["a1.wav", "a2.wav"])
     result = recognizer.transcribe("meeting.wav")      # result.text, result.segments[i].speaker/.text/.words
+    recognizer.enroll_voice("bob", result, "unknown 1")
 
 The encoder runs once over windows of the recording (windows.py); words are decoded from its stitched log-probabilities
 (listening.py) and voices told apart by the same frames (diarize.py). A segment is a stretch of one speaker.
