@@ -38,7 +38,12 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Confi
         raise ConfigError(f"recipe {recipe}: not valid TOML: {error}") from None
     for override in overrides or []:
         override_values(values, override)
-    return parse_config(inherit(values), str(recipe))
+    config = parse_config(inherit(values), str(recipe))
+    half = config.features.sample_rate / 2
+    if config.features.f_max_hz > half and not config.train.init:  # models trained so before still load and learn on
+        found = f"found {config.features.f_max_hz:g}, accepted: half of sample_rate, {half:g}, or less"
+        raise ConfigError(f"recipe {recipe}: features.f_max_hz: {found}; mel bins above it would stay empty")
+    return config
 
 
 def override_values(values: dict[str, Any], override: str) -> None:
