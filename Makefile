@@ -17,7 +17,7 @@ demo: install
 	$(BIN)/speech-mtl demo --out demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: install
 	$(BIN)/ruff check .

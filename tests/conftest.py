@@ -17,7 +17,7 @@ from speech_mtl.config import Config, parse_config
 from speech_mtl.model import SpeechModel
 from speech_mtl.text import Tokenizer
 
-torch.set_num_threads(2)
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)  # `make test` has two workers
 needs_kenlm = pytest.mark.skipif(
     importlib.util.find_spec("flashlight") is None, reason="flashlight-text has no wheel for this Python"
 )
