@@ -297,8 +297,11 @@ class Recognizer:
         return self._tasks[kind]
 
     def _enrolled(self) -> Enrolled:
-        """All that the database holds, its calibration too: it is not asked again while recordings are heard."""
-        return self.database.enrolled() if "speaker" in self._tasks and self.calibration else NOBODY
+        """All that the database holds; it is not asked again while recordings are heard."""
+        if "speaker" not in self._tasks:
+            return NOBODY
+        _ = self.calibration  # may be the database's, too, and is kept from now on
+        return self.database.enrolled()
 
     def _named(
         self, phrases: list[Phrase], count: int | None, duration_s: float, enrolled: Enrolled
