@@ -265,7 +265,8 @@ def _promised_samples(file: soundfile.SoundFile) -> int:
 def _unreadable(path: Path, error: Exception, after_s: float = 0.0) -> AudioError:
     reason = str(error).strip().splitlines()[0].removesuffix(": ''")
     place = f" after {after_s:.1f} s" if after_s else ""
-    kinds = "a complete file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...)" if path != PIPE else "wav"
+    kinds = "a complete file that libsndfile reads (wav, flac, ogg, mp3, aiff, ...; ffmpeg converts others)"
+    kinds = "wav" if path == PIPE else kinds
     return AudioError(f"{path}: not readable as audio or damaged{place} ({reason}); expected {kinds}")
 
 

@@ -82,6 +82,8 @@ def transcribe(
     check_sound(fmt, files)
     if stream and out is None and fmt not in ("txt", "json"):
         raise typer.BadParameter(f"--stream writes to stdout, where {fmt} would not be alone; give --out DIR")
+    if out and not out.is_dir() and (out.exists() or out.suffix == f".{fmt}"):
+        raise typer.BadParameter(f"--out {out}: expected a folder, for one file a recording; or write > {out}")
     targets = {file: out / f"{file.stem}.{fmt}" for file in files} if out else {}
     if len(set(targets.values())) < len(targets):
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")

@@ -41,6 +41,8 @@ from speech_mtl.config import AugmentConfig, Config, DataConfig
 from speech_mtl.cuts import MatchedLengths, StrungTogether, labels_at_speed, seeded
 from speech_mtl.tasks import Frames, label_of
 
+KINDS = "a lhotse cut on every line of a .jsonl or .jsonl.gz file"
+
 
 class DataError(ValueError):
     """A manifest or a recording that cannot be used; the message names the file, the item, and what is accepted."""
@@ -64,9 +66,9 @@ class Manifest:
                 for count, line in enumerate(lines, start=1):
                     yield _parse_cut(line, f"{self.path}, line {count}")
             except (OSError, EOFError, UnicodeDecodeError, zlib.error) as error:
-                raise DataError(f"{self.path}: unreadable after line {count}: {error}") from None
+                raise DataError(f"{self.path}: unreadable after line {count}: {error}; expected {KINDS}") from None
         if not count:
-            raise DataError(f"manifest {self.path} is empty; expected one cut a line")
+            raise DataError(f"manifest {self.path} is empty; expected {KINDS}")
 
 
 def _open(path: Path) -> IO[str]:
@@ -81,9 +83,10 @@ def _parse_cut(line: str, where: str) -> Cut:
     except DataError:
         raise
     except json.JSONDecodeError as error:
-        raise DataError(f"{where}: not valid JSON: {error}") from None
+        raise DataError(f"{where}: not valid JSON: {error}; expected {KINDS}") from None
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise DataError(f"{where}: not a lhotse cut: {type(error).__name__}: {error}") from None
+        made = "`speech-mtl prepare jsonl` makes cuts of lines with an audio_filepath"
+        raise DataError(f"{where}: not a lhotse cut: {type(error).__name__}: {error}; {made}") from None
     if not isinstance(cut, Cut):
         raise DataError(f"{where}: expected a cut, found a {type(cut).__name__}; `lhotse cut simple` makes cuts")
     return cut

@@ -297,9 +297,8 @@ def _other_names(
     if scores[nearest] < threshold or probability is not None and probability < LIKELY:
         return []
     likeness = f"likeness {scores[nearest]:.2f}, threshold {threshold:g}"
-    return [
-        f"'{name}' has the voice that is enrolled as '{nearest}' ({likeness}); `speech-mtl speakers` can merge them"
-    ]
+    one_name = f"if they are one person, enrol it as '{nearest}' (`speech-mtl speakers merge` joins two names)"
+    return [f"'{name}' has the voice that is enrolled as '{nearest}' ({likeness}); {one_name}"]
 
 
 def _reference(utterances: list[Utterance]) -> np.ndarray:

@@ -94,6 +94,8 @@ def labelled(sources: Iterable[str | Path]) -> Iterable[Labelled]:
         if source.is_dir():
             yield from _of_folder(source)
             continue
+        if not source.exists():
+            raise DataError(f"{source} does not exist; expected a manifest, or a folder of SPEAKER/recording.wav")
         for cut in read_cuts([source]):
             if (speaker := label_of(cut, "speaker")) is None:
                 raise DataError(f"{source}: cut '{cut.id}' has no speaker label; calibrating needs one")

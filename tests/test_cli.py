@@ -98,6 +98,8 @@ def test_package_names_are_the_functions_whichever_import_comes_first() -> None:
         (["transcribe", "a.wav", "--format", "docx"], "--format docx; accepted: txt, json"),
         (["transcribe", "a.wav", "b.wav", "--format", "srt"], "give --out DIR"),
         (["transcribe", "a.wav", "b/a.wav", "--out", "x"], "same name"),
+        (["transcribe", "a.wav", "--out", "a.txt"], "--out a.txt: expected a folder"),
+        (["transcribe", "a.wav", "--out", __file__], ": expected a folder"),
         (["transcribe", "a b.wav", "x/a_b.wav", "--format", "rttm"], "two recordings would both be 'a_b' in one rttm"),
         (["transcribe", "-", "--format", "html"], "give a file"),
         (["transcribe", "a.wav", "--threshold", "2"], "less than or equal to 1"),
@@ -138,6 +140,8 @@ def test_errors_are_one_line_without_traceback(place: Path, model: Path) -> None
         (["transcribe", place / "0.wav", "-m", place / "bytes"], "config.json: not valid JSON: 'utf-8' codec"),
         (["inspect", place / "none.jsonl.gz"], "none.jsonl.gz does not exist"),
         (["evaluate", model, place / "none.jsonl.gz"], "none.jsonl.gz does not exist"),
+        (["evaluate", model, place / "0.wav"], "expected a lhotse cut on every line of a .jsonl or .jsonl.gz file"),
+        (["calibrate", place / "none", "--db", place / "new.db"], "none does not exist; expected a manifest, or"),
         (["prepare", "fsdd"], "no source given"),
         (["speakers", "remove", "eve"], "nobody called 'eve'; enrolled: ann"),
     ]  # fmt: skip

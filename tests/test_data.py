@@ -41,7 +41,7 @@ def with_label(cut: dict, **changes: object) -> str:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda cut: "{broken", "line 2: not valid JSON"),
+        (lambda cut: "{broken", "line 2: not valid JSON: .*; expected a lhotse cut on every line"),
         (lambda cut: json.dumps(cut | {"colour": "red"}), "line 2: not a lhotse cut: TypeError: .*colour"),
         (lambda cut: json.dumps(cut | {"duration": -1.0}), "line 2: cut '.*' ends before it starts: duration -1.0 s"),
         (lambda cut: with_label(cut, duration=-2.0), "line 2: supervision '.*' ends before it starts: -2.0 s"),
@@ -51,6 +51,7 @@ def with_label(cut: dict, **changes: object) -> str:
         (lambda cut: json.dumps({"type": "MixedCut", "id": "m", "tracks": []}), "line 2: not a lhotse cut: ValueError"),
         (lambda cut: json.dumps(cut["recording"]), "line 2: expected a cut, found a Recording"),
         (lambda cut: json.dumps([1, 2]), "line 2: not a lhotse cut"),
+        (lambda cut: '{"audio_filepath": "a.wav"}', "line 2: not a lhotse cut: .*`speech-mtl prepare jsonl`"),
     ],
 )
 def test_a_faulty_line_is_named(corpus: dict[str, str], tmp_path: Path, change: object, message: str) -> None:
