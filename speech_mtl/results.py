@@ -15,7 +15,7 @@ class Word:
     confidence: float
     speaker: str | None
     speaker_probability: float | None = None
-    """That this voice said it, given the recording's voices; None where the model has no speaker task."""
+    """That this voice said it, given the recording's voices; None without a speaker task, and until all is heard."""
 
 
 @dataclass(frozen=True)

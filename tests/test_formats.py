@@ -42,6 +42,12 @@ def words_of(result: Result) -> list[Word]:
     return [word for segment in result.segments for word in segment.words]
 
 
+def test_json_is_what_the_readme_shows() -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    shown = re.sub(r" // .*", "", readme.split("```jsonc\n")[1].split("```")[0])
+    assert json.loads(format_result(Result.from_json(shown), "json")) == json.loads(shown)
+
+
 def test_srt_in_pysubs2(result: Result) -> None:
     read = pysubs2.SSAFile.from_string(format_result(result, "srt"), format_="srt", keep_html_tags=True)
     assert [(line.start, line.end, line.text) for line in read] == [
