@@ -59,7 +59,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 @app.command("prepare")
 @guarded
 def prepare_(
-    corpus: Annotated[str, typer.Argument(help=f"One of: {', '.join(CORPORA)}.")],
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help=f"One of: {', '.join(CORPORA)}.")],
     source: Annotated[Path | None, typer.Option(help="Folder or file that holds the corpus.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the manifests; data/CORPUS if not given.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the corpus from its public address.")] = False,
@@ -99,7 +99,9 @@ def _key_value(text: str) -> tuple[str, str]:
 
 @app.command("inspect")
 @guarded
-def inspect_(manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...", help="jsonl.gz files.")]) -> None:
+def inspect_(
+    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST", help="Manifests (jsonl, jsonl.gz).")],
+) -> None:
     """Show what manifests hold for each task, how the labels overlap, and what will hurt in training.
 
     \b
@@ -129,10 +131,14 @@ app.command("teach")(teach)
 @app.command("train")
 @guarded
 def train_(
-    recipe: Annotated[str, typer.Argument(help="A recipe that comes with the package, or a .toml file.")],
+    recipe: Annotated[
+        str,
+        typer.Argument(metavar="RECIPE", help="Name of a bundled recipe (a wrong one lists them), or a .toml file."),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the model and its training state.")],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the recipe; repeatable."),
     ] = None,
     init: Annotated[
         Path | None, typer.Option(metavar="DIR", help="A model to start from: --set train.init=DIR.")
@@ -166,10 +172,13 @@ app.command("export")(export)
 @app.command("compare")
 @guarded
 def compare_(
-    recipe: Annotated[str, typer.Argument(help="A recipe with a [compare] section, or the path of a .toml file.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="an4, fsdd, or a .toml file with a [compare] section.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")],
     overrides: Annotated[
-        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting.")
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the recipe; repeatable."),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="The recipe's short form: fewer arms, seeds, epochs.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each a process of its own.")] = 1,
@@ -207,14 +216,15 @@ def compare_(
 @app.command("evaluate")
 @guarded
 def evaluate_(
-    model: Annotated[Path, typer.Argument(help="Model folder.")],
-    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST...", help="Test cuts, jsonl.gz.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Model folder.")],
+    manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST", help="Test cuts (jsonl, jsonl.gz).")],
     enroll: Annotated[
-        list[str] | None, typer.Option(help="Enrolment cuts for speakers that were not trained on; repeatable.")
+        list[str] | None,
+        typer.Option(metavar="MANIFEST", help="Enrolment cuts of speakers that were not trained on; repeatable."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the results; MODEL/eval if not given.")] = None,
     conversations: Annotated[
-        bool, typer.Option("--conversations", help="Score who said what: cuts with an utterance a supervision.")
+        bool, typer.Option("--conversations", help="Score who said what: cuts with a supervision per utterance.")
     ] = False,
     count: Count = None,
     threshold: Cosine = None,
@@ -230,8 +240,8 @@ def evaluate_(
 ) -> None:
     """Score a model: a table here; summary.json, utterances.jsonl and report.html in a folder.
 
-    With --conversations summary.json, conversations.jsonl and a NAME.json of each. What the folder holds of an earlier
-    evaluation is replaced.
+    With --conversations these are summary.json, conversations.jsonl and a result per conversation, ID.json. Those of
+    an earlier evaluation in the folder are replaced.
 
     \b
     Example: speech-mtl evaluate runs/an4 data/an4/trial.jsonl.gz --enroll data/an4/enroll.jsonl.gz --out eval

@@ -28,23 +28,22 @@ def register(app: typer.Typer) -> None:
 def calibrate(
     context: typer.Context,
     sources: Annotated[
-        list[Path], typer.Argument(metavar="SOURCES...", help="Manifests with speakers, or folders: SPEAKER/x.wav.")
+        list[Path], typer.Argument(metavar="SOURCE", help="Manifests with speakers, or folders with SPEAKER/x.wav.")
     ],
     rate: Annotated[
         float, typer.Option("--fa", help="Share of strangers that may be given a name, above 0 and below 0.5.")
     ] = 0.01,
     force: Annotated[
-        bool, typer.Option("--force", help="Keep what was measured on fewer than 6 speakers, too.")
+        bool, typer.Option("--force", help="Keep even what was measured on fewer than 6 speakers.")
     ] = False,
     model: Model = None,
     db: Db = None,
 ) -> None:
-    """Find the thresholds for a wanted rate of false acceptance, by seconds of speech, and what probability a score is.
+    """Measure the thresholds for a rate of false acceptance, by seconds of speech, and the scores' probabilities.
 
-    The recordings must be of speakers that the model was not trained on. Of several sources, strangers are compared
-    with enrolled voices of their own: those of another microphone and room are told apart more easily. The result
-    is kept with --model in that folder, as calibration.json; without it, or with --db, in the database of enrolled
-    speakers.
+    The speakers must not be those that the model was trained on. Voices are compared within a source only: those of
+    another microphone and room are told apart more easily. The result is kept in the folder of --model, as
+    calibration.json; without --model, or with --db, in the database of enrolled speakers.
 
     \b
     Example: speech-mtl calibrate recordings/ --fa 0.01

@@ -25,13 +25,14 @@ def register(app: typer.Typer) -> None:
 @guarded
 def lm(
     sources: Annotated[
-        list[Path], typer.Argument(metavar="TEXTS...", help="Texts, one a line, or manifests (jsonl, jsonl.gz).")
+        list[Path],
+        typer.Argument(metavar="TEXTS", help="Text files, a sentence per line, or manifests (jsonl, jsonl.gz)."),
     ],
     out: Annotated[Path, typer.Option(help="The ARPA file to write.")],
     order: Annotated[int, typer.Option(min=2, max=6, help="Words in the longest n-gram.")] = 3,
     model: Model = None,
 ) -> None:
-    """Estimate an n-gram language model, in the model's writing, for `transcribe --lm`.
+    """Estimate an n-gram language model for --lm, of words as the model writes them.
 
     \b
     Example: speech-mtl lm data/an4/train.jsonl.gz --order 3 --out lm.arpa
@@ -71,14 +72,14 @@ def _texts(source: Path) -> Iterator[str]:
 
 @guarded
 def align(
-    recording: Annotated[Path, typer.Argument(help="Any format that libsndfile reads.")],
+    recording: Annotated[Path, typer.Argument(metavar="RECORDING", help="Any format that libsndfile reads.")],
     text: Annotated[str, typer.Argument(metavar="TEXT", help="What is said in it: a text file, or the text itself.")],
     fmt: Annotated[str, typer.Option("--format", "-f", help=", ".join(ALIGNED) + ".")] = "ctm",
     out: Annotated[Path | None, typer.Option(help="File to write; stdout if not given.")] = None,
     model: Model = None,
     device: Device = "cpu",
 ) -> None:
-    """The times of the words of a text that is known.
+    """Find the times of the words of a known text (forced alignment).
 
     \b
     Example: speech-mtl align speech.wav "what is said in it" --format textgrid --out speech.TextGrid

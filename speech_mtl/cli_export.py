@@ -22,17 +22,21 @@ class Start(StrEnum):
 @guarded
 def export(
     out: Annotated[Path, typer.Option(help="Folder for the export.")],
-    model: Annotated[Path | None, typer.Argument(help="Model folder; the bundled model if not given.")] = None,
+    model: Annotated[
+        Path | None, typer.Argument(metavar="MODEL", help="Model folder; the bundled model if not given.")
+    ] = None,
     start: Annotated[Start, typer.Option("--from", help="Whether the graph takes audio or log-mel.")] = Start.audio,
     int8: Annotated[bool, typer.Option("--int8", help="Matrix products of the blocks on 8-bit integers.")] = False,
     check: Annotated[
         list[str] | None,
-        typer.Option(metavar="MANIFEST", help="Compare with the model on these cuts, repeatable; 1 if they differ."),
+        typer.Option(
+            metavar="MANIFEST", help="Compare with the model on these cuts; exit code 1 if they differ; repeatable."
+        ),
     ] = None,
 ) -> None:
     """Write a model as an ONNX graph for any batch and length, with what `transcribe --engine onnx` needs beside it.
 
-    An export that is in --out already is compared as it is where --check is given.
+    With --check, an export that --out holds already is compared as it is.
 
     \b
     Example: speech-mtl export runs/an4 --out runs/an4-int8 --int8 --check data/an4/test.jsonl.gz

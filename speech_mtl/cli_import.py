@@ -13,10 +13,12 @@ from speech_mtl.terminal import fail, guarded, note, progress
 
 @guarded
 def import_(
-    source: Annotated[str, typer.Argument(help="A transformers folder, its name on the hub, or a .nemo file.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="A transformers folder, its name on the hub, or a .nemo file.")
+    ],
     out: Annotated[Path | None, typer.Option(help="Folder for the model; may be left out with --check.")] = None,
     check: Annotated[
-        bool, typer.Option("--check", help="Compare with transformers; 1 where the outputs differ.")
+        bool, typer.Option("--check", help="Compare with transformers; exit code 1 if outputs differ.")
     ] = False,
     audio: Annotated[
         list[Path] | None,
@@ -25,7 +27,7 @@ def import_(
 ) -> None:
     """Make a Parakeet-CTC checkpoint an ordinary model folder; prints it.
 
-    With --check, an existing folder of --out is compared as it is.
+    With --check, a model that --out holds already is compared as it is.
 
     \b
     Example: speech-mtl import parakeet-ctc-0.6b --out runs/parakeet --check --audio meeting.wav

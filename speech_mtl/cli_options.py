@@ -25,9 +25,11 @@ Db = Annotated[
 ]  # fmt: skip
 Cosine = Annotated[
     float | None,
-    typer.Option("--threshold", min=-1, max=1, help="Cosine below which a voice is unknown; the model's if not given."),
+    typer.Option("--threshold", min=-1, max=1, help="Least cosine that is the same voice; calibrated if not given."),
 ]  # fmt: skip
-Count = Annotated[int | None, typer.Option("--speakers", min=1, help="Number of voices; found out if not given.")]
+Count = Annotated[
+    int | None, typer.Option("--speakers", min=1, help="Number of voices in a recording; estimated if not given.")
+]
 Engine = Annotated[
     str | None,
     typer.Option("--engine", help="torch, or onnx for what `export` wrote; what the model folder holds if not given."),
@@ -38,27 +40,36 @@ Precision = Annotated[
 Device = Annotated[str, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 
 BeamWidth = Annotated[
-    int | None, typer.Option("--beam", metavar="N", help="Beam search over N texts at a time instead of the best path.")
+    int | None,
+    typer.Option(
+        "--beam", metavar="N", help="Beam search over N texts, 1 to 1000, not greedy; 32 with --lm or --hot-word."
+    ),
 ]
 LmFile = Annotated[
     Path | None, typer.Option("--lm", help="Language model, ARPA or KenLM binary; asks for a beam search.")
 ]
-LmWeight = Annotated[float | None, typer.Option("--lm-weight", help="Weight of the language model, 0 to 10.")]
+LmWeight = Annotated[
+    float | None, typer.Option("--lm-weight", help="Weight of the language model, 0 to 10; 0.2 if not given.")
+]
 WordScore = Annotated[
-    float | None, typer.Option("--word-score", help="Added for every word, where there is a language model.")
+    float | None, typer.Option("--word-score", help="Added per word with --lm, -20 to 20; 2 if not given.")
 ]
 UnknownScore = Annotated[
-    float | None, typer.Option("--unknown-score", help="Added for a word the language model lacks, at most 0.")
+    float | None,
+    typer.Option("--unknown-score", help="Added per word that the language model lacks, -100 to 0; -3 if not given."),
 ]
 PriorWeight = Annotated[
     float | None,
-    typer.Option("--prior-weight", help="How far rare letters are made cheaper, where there is a language model."),
+    typer.Option(
+        "--prior-weight",
+        help="How much frequent letters lose with --lm, 0 to 2; 0.6 for characters, 0 for longer pieces if not given.",
+    ),
 ]
 HotWords = Annotated[
     list[str] | None,
     typer.Option("--hot-word", metavar="WORD", help="A word to expect; repeatable; asks for a beam search."),
 ]
-Boost = Annotated[float | None, typer.Option("--boost", help="Added for a hot word, 0 to 50.")]
+Boost = Annotated[float | None, typer.Option("--boost", help="Added per hot word, 0 to 50; 5 if not given.")]
 
 
 def load_recognizer(

@@ -26,10 +26,10 @@ class Form(StrEnum):
 
 Format = Annotated[Form, typer.Option("--format", "-f", help="txt, or json: one object a line.")]
 Force = Annotated[
-    bool, typer.Option("--force", help="Enrol what is too short or noisy, or under a name that seems wrong, too.")
+    bool, typer.Option("--force", help="Enrol even what is too short, too noisy, or seems to be another voice.")
 ]
 Name = Annotated[str, typer.Argument(metavar="NAME")]
-LaterDb = Annotated[Path | None, typer.Option("--db", help="Enrolled speakers; as before the command's name.")]
+LaterDb = Annotated[Path | None, typer.Option("--db", help="Enrolled speakers; the same as --db before the command.")]
 """Of a command of `speakers`; without a variable of the environment, which would outdo a --db before its name."""
 
 speakers = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,7 +45,7 @@ def register(app: typer.Typer) -> None:
 
 @guarded
 def identify(
-    files: Annotated[list[Path], typer.Argument(metavar="FILES...")],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE", help="Recordings of one voice each.")],
     model: Model = None,
     db: Db = None,
     threshold: Cosine = None,
@@ -53,8 +53,7 @@ def identify(
 ) -> None:
     """Whose voice it is: file, name or 'unknown', score, probability, threshold, nearest name (tab-separated).
 
-    The probability is that it is the nearest one's, if it is as likely as not to be enrolled at all; '-' where the
-    model is not calibrated.
+    The probability is that it is the nearest speaker, if half of all voices are enrolled; '-' without a calibration.
 
     \b
     Example: speech-mtl identify clip.wav
@@ -76,8 +75,8 @@ def identify(
 
 @guarded
 def verify(
-    a: Annotated[Path, typer.Argument(metavar="A")],
-    b: Annotated[Path, typer.Argument(metavar="B")],
+    a: Annotated[Path, typer.Argument(metavar="A", help="A recording of one voice.")],
+    b: Annotated[Path, typer.Argument(metavar="B", help="Another one.")],
     model: Model = None,
     db: Db = None,
     threshold: Cosine = None,
@@ -85,7 +84,7 @@ def verify(
 ) -> None:
     """Whether two recordings hold one voice: 'same' or 'different', score, probability, threshold (tab-separated).
 
-    The threshold is that of an enrolled voice; of two recordings under two seconds 'different' is said too often.
+    The threshold is calibrated for enrolled speakers: below two seconds each, 'different' is answered too often.
 
     \b
     Example: speech-mtl verify a.wav b.wav
@@ -108,10 +107,10 @@ def _figure(value: float | None) -> str:
 
 @guarded
 def enroll(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="With --from: the voice's name in the transcript.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The speaker; with --from: a voice of the transcript.")],
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILES...", help="Recordings of this voice alone; with --from: its new name."),
+        typer.Argument(metavar="FILE", help="Recordings of this voice alone; with --from: its new name."),
     ],
     transcript: Annotated[
         Path | None, typer.Option("--from", metavar="RESULT.json", help="Enrol a voice of this transcript.")
@@ -122,8 +121,8 @@ def enroll(
 ) -> None:
     """Enrol recordings of a speaker, beside those enrolled before; or give a voice of a transcript its name.
 
-    A recording is refused that has less than half a second of speech (a name: a second in all), more noise than speech
-    can bear, or two voices, and one whose voice is not that of the name's other recordings or is that of another name.
+    A recording is refused that has less than half a second of speech (a name: a second in all), too much noise, or two
+    voices, and one whose voice is not that of the name's other recordings or is that of another name.
 
     \b
     Example: speech-mtl enroll alice alice-1.wav alice-2.wav alice-3.wav
@@ -173,7 +172,7 @@ def _database(context: typer.Context, db: Path | None) -> SpeakerDatabase:
 @speakers.callback(invoke_without_command=True)
 @guarded
 def _speakers(context: typer.Context, db: Db = None) -> None:
-    """The enrolled speakers: list (what happens if nothing else is said), show, rename, merge, remove, export, import.
+    """The enrolled speakers: list (the default), show, rename, merge, remove, export, import.
 
     \b
     Example: speech-mtl speakers rename alice "Alice Miller"
@@ -207,7 +206,7 @@ def _list(database: SpeakerDatabase) -> None:
 @speakers.command()
 @guarded
 def show(context: typer.Context, name: Name, db: LaterDb = None) -> None:
-    """A speaker's utterances: date, seconds of speech, dB above the noise, % clipped, likeness to the others
+    """A speaker's utterances: date, seconds of speech, dB above the noise, % clipped, cosine to the others
     (tab-separated).
 
     \b

@@ -12,16 +12,16 @@ from speech_mtl.terminal import fail, guarded, note, progress
 
 @guarded
 def teach(
-    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST...", help="jsonl.gz files.")],
+    manifests: Annotated[list[Path], typer.Argument(metavar="MANIFEST", help="Manifests (jsonl, jsonl.gz).")],
     teacher: Annotated[Path, typer.Option(metavar="FILE", help="A speaker encoder of 3D-Speaker or WeSpeaker, ONNX.")],
     speeds: Annotated[
-        str, typer.Option(metavar="LIST", help="The speeds of the training, augment.speeds.")
+        str, typer.Option(metavar="LIST", help="Speed factors of the training, its augment.speeds.")
     ] = "0.9,1,1.1",
 ) -> None:
-    """Write NAME_taught.jsonl.gz beside every manifest, with the teacher's vectors of its utterances; prints the files.
+    """Write NAME_taught.jsonl.gz beside every manifest, with the teacher's embeddings; prints the files.
 
-    Training with tasks.NAME.teacher draws the speaker embedding to them. Ctrl-C keeps what is done; the same call goes
-    on from there.
+    Training with tasks.NAME.teacher pulls the speaker embedding towards them. Ctrl-C keeps what is done; the same call
+    goes on from there.
 
     \b
     Example: speech-mtl teach data/an4/train.jsonl.gz --teacher campplus.onnx

@@ -41,10 +41,10 @@ if TYPE_CHECKING:
 @guarded
 def transcribe(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILES...", help="Any format that libsndfile reads; - is wav from stdin.")
+        list[Path], typer.Argument(metavar="FILE", help="Any format that libsndfile reads; - is wav from stdin.")
     ],
     fmt: Annotated[str, typer.Option("--format", "-f", help=", ".join(formats.FORMATS) + ".")] = "txt",
-    out: Annotated[Path | None, typer.Option(help="Folder for one file a recording; stdout if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for one file per recording; stdout if not given.")] = None,
     stream: Annotated[
         bool, typer.Option("--stream", help="Words on stdout as soon as they are final, ahead of the result's names.")
     ] = False,

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from speech_mtl.formats import compared
 from speech_mtl.metrics import error_rates, word_errors
 from speech_mtl.recognizer import Recognizer
 from speech_mtl.report.demo import write_demo_page
@@ -95,7 +96,7 @@ def _show(result: dict[str, Any], page: Path) -> None:
         truth = segment["truth"]
         right = is_right(segment["speaker"], truth["speaker"]) and segment["text"] == truth["text"]
         said = "✓" if right else f"{truth['speaker']}: {truth['text']}"
-        score = "" if segment["score"] is None else f"{segment['score']:.2f} of {segment['threshold']:.2f}"
+        score = "" if segment["score"] is None else compared(segment["score"], segment["threshold"])
         time = f"{segment['start_s']:5.1f}–{segment['end_s']:.1f}"
         table.add_row(time, segment["speaker"], score, segment["text"], said)
     console.print(table)

@@ -52,10 +52,15 @@ def who(segment: Segment) -> str:
     score, threshold = segment.score, segment.threshold
     if segment.speaker is None or score is None or threshold is None:
         return segment.speaker or ""
+    shown = f"{segment.speaker} {compared(score, threshold)}"
+    return f"{shown}, not {segment.best_name}" if is_unknown(segment.speaker) and score >= threshold else shown
+
+
+def compared(score: float, threshold: float) -> str:
+    """'0.83 ≥ 0.5' or '0.31 < 0.5'."""
     # a score that is rounded up to its threshold would contradict the sign beside it
     digits = 2 if abs(score - threshold) >= 0.01 else 4
-    shown = f"{segment.speaker} {score:.{digits}f} {'≥' if score >= threshold else '<'} {threshold:g}"
-    return f"{shown}, not {segment.best_name}" if is_unknown(segment.speaker) and score >= threshold else shown
+    return f"{score:.{digits}f} {'≥' if score >= threshold else '<'} {threshold:g}"
 
 
 def _txt(result: Result) -> str:

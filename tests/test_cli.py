@@ -65,6 +65,20 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert result.exit_code == 0 and f"Example: speech-mtl {name} " in result.stdout
 
 
+def test_help_names_what_stands_elsewhere() -> None:
+    from speech_mtl.language import PRIOR_WEIGHT, RANGES, Decoding
+    from speech_mtl.recipe import load_recipe
+
+    said = call("transcribe", "--help").stdout
+    for name, value in {**vars(Decoding()), "prior_weight": PRIOR_WEIGHT}.items():
+        if name in RANGES:
+            low, high = RANGES[name]
+            entry = " ".join(said.split(f"\n  --{name.replace('_', '-')} ")[1].split("\n  -")[0].split())
+            assert f"{low:g} to {high:g}" in entry and f" {value:g} " in entry.split(";")[1], entry
+    for recipe in ("an4", "fsdd"):
+        assert recipe in call("compare", "--help").stdout and load_recipe(recipe).compare.test
+
+
 def test_help_lists_the_commands_and_loads_nothing_heavy() -> None:
     script = (
         "import sys\nfrom typer.testing import CliRunner\nimport speech_mtl\nfrom speech_mtl.cli import app\n"

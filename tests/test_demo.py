@@ -60,7 +60,8 @@ def test_demo_names_its_voices(tmp_path: Path, capsys: pytest.CaptureFixture[str
     page = (tmp_path / "demo.html").read_text()
     assert "data:audio" in page
     assert not re.search(r"https?://(?!www\.w3\.org)", page)  # nothing is loaded from elsewhere
-    assert f"{100 * result['wer']:.1f} %" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"{100 * result['wer']:.1f} %" in said and "≥ 0." in said and "< 0." in said  # scores beside thresholds
 
 
 def test_the_bundled_model_names_who_is_enrolled(tmp_path: Path) -> None:
