@@ -206,8 +206,8 @@ def remarks(report: BandReport, rate: float) -> str | None:
         return f"a rate of {100 * rate:g} % cannot be told from {report.others} trials; it takes {3 / rate:.0f} or more"
     if report.accepted_pairs < PAIRS:
         return (
-            f"only {report.accepted_pairs} pairs of speakers score so high, too few to count: the threshold follows "
-            f"from a distribution of all scores; {PAIRS} pairs or more would make it sure to a third"
+            f"only {report.accepted_pairs} pairs of different speakers score above the threshold, which is therefore "
+            f"estimated from the distribution of all scores; with {PAIRS} pairs or more it would be counted"
         )
     return None
 

@@ -114,8 +114,7 @@ def few(names: list[str]) -> str:
 
 
 def seconds(report: BandReport) -> str:
-    end = "" if report.high_s == float("inf") else f"{report.high_s:g}"
-    return f"{report.low_s:g}-{end} s"
+    return f"{report.low_s:g} s +" if report.high_s == float("inf") else f"{report.low_s:g}-{report.high_s:g} s"
 
 
 def table(found: Calibration, reports: list[BandReport], cllr: float | None) -> str:

@@ -30,6 +30,7 @@ from speech_mtl.calibrating import (
 )
 from speech_mtl.calibration import Band, Calibration, parse_calibration, read_calibration, save_calibration
 from speech_mtl.checkpoint import CheckpointError
+from speech_mtl.cli_calibrate import seconds
 from speech_mtl.data import DataError
 from speech_mtl.recognizer import Recognizer
 from speech_mtl.trials import Labelled, Trials, distinct, groups_of, hear_all, labelled, trials_of
@@ -221,8 +222,11 @@ def test_a_rate_that_rests_on_little_is_said_to() -> None:
     assert "cannot be told from 200 trials; it takes 300" in (
         remarks(BandReport(0, 2, 0.5, 9, 200, 2, 2, none, none), 0.01) or ""
     )
-    assert "only 10 pairs of speakers" in (remarks(BandReport(0, 2, 0.5, 9, 5000, 50, 10, none, none), 0.01) or "")
+    assert "only 10 pairs of different speakers" in (
+        remarks(BandReport(0, 2, 0.5, 9, 5000, 50, 10, none, none), 0.01) or ""
+    )
     assert remarks(BandReport(0, 2, 0.5, 9, 5000, 50, 30, none, none), 0.01) is None
+    assert [seconds(BandReport(8, end, 0.5, 9, 9, 0, 0, none, none)) for end in (9, np.inf)] == ["8-9 s", "8 s +"]
 
 
 @pytest.fixture
