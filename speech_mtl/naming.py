@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from speech_mtl.calibration import Calibration
 from speech_mtl.diarize import Voices
 from speech_mtl.results import Voice
-from speech_mtl.speakers import UNKNOWN, Enrolled, Match, identify, normalized
+from speech_mtl.speakers import UNKNOWN, Enrolled, normalized
 
 
-def match_of(
-    embedding: np.ndarray, speech_s: float, enrolled: Enrolled, calibration: Calibration
-) -> tuple[Match, float, float | None]:
-    """Whose voice it is, the threshold, and the probability that it is that of the nearest one."""
-    names, references = enrolled.names, enrolled.references
+@dataclass(frozen=True)
+class Match:
+    """Whose voice it is: `name` is 'unknown' where the best score is below the threshold, or nobody is enrolled."""
+
+    name: str
+    threshold: float
+    score: float | None = None
+    """Cosine with the best reference, -1 to 1; None where there is none to compare with."""
+    best_name: str | None = None
+    """The nearest enrolled speaker, whatever the score."""
+    probability: float | None = None
+    """That it is best_name's; see `Calibration.probability`."""
+
+
+def match_of(embedding: np.ndarray | None, speech_s: float, enrolled: Enrolled, calibration: Calibration) -> Match:
+    """Compare a voice (E,), or None for silence, with the enrolled ones; accepted from the threshold on."""
+    names = enrolled.names
     threshold = calibration.threshold(speech_s, len(names))
-    probability = calibration.probability(references @ embedding, speech_s) if names else None
-    return identify(embedding, names, references, threshold), threshold, probability
+    if embedding is None or not names:
+        return Match(UNKNOWN, threshold)
+    scores = enrolled.references @ normalized(embedding)
+    best = int(scores.argmax())
+    score = float(scores[best])
+    name = names[best] if score >= threshold else UNKNOWN
+    return Match(name, threshold, score, names[best], calibration.probability(scores, speech_s))
 
 
 def voices_of(found: Voices, enrolled: Enrolled, calibration: Calibration) -> list[Voice]:
@@ -28,7 +47,7 @@ def voices_of(found: Voices, enrolled: Enrolled, calibration: Calibration) -> li
     recording is better evidence than a likeness to another recording.
     """
     matches = [
-        match_of(centre, float(speech_s), enrolled, calibration)[0]
+        match_of(centre, float(speech_s), enrolled, calibration)
         for centre, speech_s in zip(found.centres, found.seconds, strict=True)
     ]
     nearest = {match.name: k for k, match in sorted(enumerate(matches), key=lambda one: one[1].score or 0.0)}
@@ -46,10 +65,10 @@ def voices_of(found: Voices, enrolled: Enrolled, calibration: Calibration) -> li
         own = [k for k, other in enumerate(labels) if other == label]
         centre = normalized(found.seconds[own] @ found.centres[own])
         speech_s = round(float(found.seconds[own].sum()), 3)
-        match, threshold, probability = match_of(centre, speech_s, enrolled, calibration)
+        match = match_of(centre, speech_s, enrolled, calibration)
         embedding = [round(float(value), 5) for value in centre]
         merged[label] = Voice(
             label, speech_s, match.score, match.best_name, embedding,
-            threshold if enrolled.names else None, probability,
+            match.threshold if enrolled.names else None, match.probability,
         )  # fmt: skip
     return [merged[label] for label in labels]

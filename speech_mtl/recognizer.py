@@ -12,7 +12,6 @@ The encoder runs once over windows of the recording (windows.py); words are deco
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -180,23 +179,18 @@ class Recognizer:
 
     def _provisional(self, heard: Hearing, phrases: list[Phrase], enrolled: Enrolled) -> list[Segment]:
         """Phrases in segments, named where an enrolled voice is heard in them; the other voices are not told apart."""
-        found = [
-            None if p.embedding is None else match_of(p.embedding, p.end_s - p.start_s, enrolled, self.calibration)
-            for p in phrases
-        ]
-        speakers = [None if one is None or one[0].name == UNKNOWN else one[0].name for one in found]
-        segments = []
-        for turn in _turns(phrases, speakers):
-            segment = self._segment([phrases[i] for i in turn], None, [], heard.level.samples / self.sample_rate)
-            if (one := found[turn[0]]) is not None and (name := speakers[turn[0]]) is not None:
-                match, threshold, probability = one
-                words = [replace(word, speaker=name) for word in segment.words]
-                segment = replace(
-                    segment, words=words, speaker=name, score=match.score, best_name=name, threshold=threshold,
-                    probability=probability,
-                )  # fmt: skip
-            segments.append(segment)
-        return segments
+
+        def voice_of(phrase: Phrase) -> Voice | None:
+            if phrase.embedding is None:
+                return None
+            speech_s = phrase.end_s - phrase.start_s
+            one = match_of(phrase.embedding, speech_s, enrolled, self.calibration)
+            named = Voice(one.name, speech_s, one.score, one.best_name, [], one.threshold, one.probability)
+            return None if one.name == UNKNOWN else named
+
+        voices, duration_s = [voice_of(phrase) for phrase in phrases], heard.level.samples / self.sample_rate
+        turns = _turns(phrases, [voice.speaker if voice else None for voice in voices])
+        return [self._segment([phrases[i] for i in turn], voices[turn[0]], None, duration_s) for turn in turns]
 
     def embed(self, audio: Audio) -> np.ndarray:
         """The voice as a vector (E,) of length 1. Raises AudioError, also for digital silence."""
@@ -210,12 +204,9 @@ class Recognizer:
         """Whose voice it is among the enrolled speakers, or 'unknown'."""
         enrolled, heard = self._enrolled(), self.listen(audio)
         notes, speech_s = [heard.loudness.note] if heard.loudness.note else [], heard.loudness.speech_s
-        threshold = self.calibration.threshold(speech_s, len(enrolled.names))
-        if heard.embedding is None:
-            return Identification(heard.name, UNKNOWN, None, None, threshold, None, speech_s, notes)
-        match, threshold, probability = match_of(heard.embedding, speech_s, enrolled, self.calibration)
+        one = match_of(heard.embedding, speech_s, enrolled, self.calibration)
         return Identification(
-            heard.name, match.name, match.score, probability, threshold, match.best_name, speech_s, notes
+            heard.name, one.name, one.score, one.probability, one.threshold, one.best_name, speech_s, notes
         )
 
     def verify(self, a: Audio, b: Audio) -> Verification:
@@ -309,7 +300,7 @@ class Recognizer:
         """Segments of one speaker each, and the speakers in the order in which they are first heard."""
         if not phrases or "speaker" not in self._tasks:
             turns = _turns(phrases, [None] * len(phrases))
-            return [self._segment([phrases[i] for i in turn], None, [], duration_s) for turn in turns], []
+            return [self._segment([phrases[i] for i in turn], None, None, duration_s) for turn in turns], []
         task = self.model.task(self._tasks["speaker"])
         found = find_voices(phrases, Population.of(task.voices_CE.cpu().numpy()), count)  # type: ignore[operator, union-attr]
         if enrolled.names and count is None:
@@ -325,10 +316,10 @@ class Recognizer:
         return segments, list({voice.speaker: voice for voice in voices}.values())
 
     def _segment(
-        self, phrases: list[Phrase], voice: Voice | None, probabilities: list[float], duration_s: float
+        self, phrases: list[Phrase], voice: Voice | None, probabilities: list[float] | None, duration_s: float
     ) -> Segment:
         speaker = voice.speaker if voice else None
-        sure = [round(p, 4) for p in probabilities] if voice else [None] * len(phrases)
+        sure = [round(p, 4) for p in probabilities] if probabilities else [None] * len(phrases)
         words = [
             # the last frame may reach beyond the last sample
             Word(w.text, w.start_s, min(w.end_s, duration_s), w.confidence, speaker, probability)
@@ -343,12 +334,12 @@ class Recognizer:
             log_probs_1C = torch.from_numpy(shares)[None].log_softmax(dim=1)
             labels[name] = Label(**task.predict({"log_probs": log_probs_1C})[0])
         text = " ".join(word.text for word in words)
-        segment = Segment(words[0].start_s, words[-1].end_s, text, words, speaker, None, None, labels)
+        start_s, end_s = words[0].start_s, words[-1].end_s
         if voice is None:
-            return segment
-        return replace(
-            segment, score=voice.score, best_name=voice.best_name, threshold=voice.threshold,
-            probability=voice.probability,
+            return Segment(start_s, end_s, text, words, None, None, None, labels)
+        return Segment(
+            start_s, end_s, text, words, voice.speaker, voice.score, voice.best_name, labels, voice.threshold,
+            voice.probability,
         )  # fmt: skip
 
 

@@ -99,7 +99,7 @@ class Result:
 
 @dataclass(frozen=True)
 class Identification:
-    """Whose voice a recording holds; see `speakers.Match`."""
+    """Whose voice a recording holds; see `naming.Match`."""
 
     audio: str
     speaker: str

@@ -1,4 +1,4 @@
-"""Enrolled speakers: an SQLite file of embeddings, and the question whose voice an embedding is.
+"""Enrolled speakers: an SQLite file of embeddings, and what names they may have.
 
 One row per enrolment utterance; a speaker's reference is the mean of the normalised embeddings, normalised, so that
 nobody gains by having enrolled more audio. Embeddings of two models do not compare: a database belongs to one model.
@@ -79,27 +79,6 @@ class Enrolled:
     references: np.ndarray
     """(speakers, E), each of length 1."""
     utterances: dict[str, list[Utterance]]
-
-
-@dataclass(frozen=True)
-class Match:
-    """Whose voice it is: `name` is 'unknown' where the best score is below the threshold, or nobody is enrolled."""
-
-    name: str
-    score: float | None
-    """Cosine with the best reference, -1 to 1; None where nobody is enrolled."""
-    best_name: str | None
-    """The nearest enrolled speaker, whatever the score."""
-
-
-def identify(embedding: np.ndarray, names: Sequence[str], references: np.ndarray, threshold: float) -> Match:
-    """Compare an embedding (E,) with normalised references (speakers, E); accepted from `threshold` on."""
-    if not len(names):
-        return Match(UNKNOWN, None, None)
-    scores = references @ normalized(embedding)
-    best = int(scores.argmax())
-    score = float(scores[best])
-    return Match(names[best] if score >= threshold else UNKNOWN, score, names[best])
 
 
 def normalized(embeddings: np.ndarray) -> np.ndarray:

@@ -13,15 +13,16 @@ import pytest
 
 from speech_mtl.calibration import Calibration
 from speech_mtl.exchange import export_speakers, import_speakers
+from speech_mtl.naming import match_of
 from speech_mtl.speakers import (
     APPLICATION_ID,
     SCHEMA_VERSION,
+    Enrolled,
     SpeakerDatabase,
     SpeakerDatabaseError,
     Utterance,
     checked_name,
     default_path,
-    identify,
     is_unknown,
     normalized,
 )
@@ -50,20 +51,20 @@ def test_who_enrols_most_audio_does_not_win(database: SpeakerDatabase) -> None:
     database.add("much", AXES[0] + 0.3 * rng.standard_normal((200, 4)))
     database.add("little", AXES[1])
     found = database.enrolled()
-    names, references = found.names, found.references
-    np.testing.assert_allclose(np.linalg.norm(references, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found.references, axis=1), 1, atol=1e-6)
     between = normalized(0.45 * AXES[0] + 0.55 * AXES[1])
-    assert identify(between, names, references, threshold=0.5).name == "little"
+    assert match_of(between, 1.0, found, Calibration.of(0.5, "")).name == "little"
 
 
 def test_below_the_threshold_everybody_is_unknown() -> None:
-    names, references = ["ann", "bob"], AXES[:2]
+    two = Enrolled(["ann", "bob"], AXES[:2], {})
     embedding = normalized(AXES[0] + AXES[2])  # cosine 0.707 with ann
-    assert identify(embedding, names, references, threshold=0.7).name == "ann"
-    match = identify(embedding, names, references, threshold=0.71)
+    assert match_of(embedding, 1.0, two, Calibration.of(0.7, "")).name == "ann"
+    match = match_of(embedding, 1.0, two, Calibration.of(0.71, ""))
     assert (match.name, match.best_name) == ("unknown", "ann") and match.score == pytest.approx(0.5**0.5)
-    nobody = identify(embedding, [], np.zeros((0, 0)), threshold=-1)
-    assert (nobody.name, nobody.score, nobody.best_name) == ("unknown", None, None)
+    lowest, nobody = Calibration.of(-1, ""), Enrolled([], np.zeros((0, 0)), {})
+    for found in (match_of(embedding, 1.0, nobody, lowest), match_of(None, 0.0, two, lowest)):
+        assert (found.name, found.score, found.best_name, found.threshold) == ("unknown", None, None, -1)
 
 
 def test_list_remove_rename(database: SpeakerDatabase) -> None:
