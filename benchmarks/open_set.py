@@ -88,10 +88,10 @@ def report(
     rows = [(f"{low:g}-{high:g} s", low, high) for low, high in zip(edges, edges[1:], strict=False)]
     for name, low, high in [*rows, ("phrases (0.5-4 s)", 0.5, 4.0), ("all", 0.0, np.inf)]:
         part = trials.within(low, high)
-        if len(part.own_P):
+        if len(part.seconds_P):
             rates = zip(KINDS, shares(part, calibration, draws), strict=True)
             shown = [f"{kind} {interval(of_kind)}" for kind, of_kind in rates]
-            print(f"{name:<18}{'; '.join(shown)} ({len(part.own_P)} pieces)")
+            print(f"{name:<18}{'; '.join(shown)} ({len(part.seconds_P)} pieces)")
     return calibration
 
 
@@ -132,8 +132,8 @@ def shares(trials: Trials, calibration: Calibration, draws: int, seed: int = 0) 
         enrolled = rng.permutation(M)[:half]
         scores = trials.scores_PM[:, enrolled]
         best_P, accepted_P = enrolled[scores.argmax(axis=1)], scores.max(axis=1) >= threshold_P
-        known_P = np.isin(trials.own_P, enrolled)
-        wrong_P = known_P & accepted_P & (best_P != trials.own_P)
+        known_P = np.isin(trials.speaker_P, enrolled)
+        wrong_P = known_P & accepted_P & (best_P != trials.speaker_P)
         for kind, (of_P, hit_P) in enumerate(
             [(~known_P, ~known_P & accepted_P), (known_P, known_P & ~accepted_P), (known_P, wrong_P)]
         ):

@@ -12,7 +12,8 @@ from speech_mtl.trials import BANDS_S, Trials
 
 LEAST_SPEAKERS = 6
 """Thresholds of fewer miss one's own voices twice as often as those of a dozen, and nothing says so."""
-ONE_VOICE_MISSED = 0.01
+ONE_VOICE_MISSED, RECORDINGS = 0.01, 400
+"""Share of the recordings of one voice that are taken for two voices', and how many are made up to measure it."""
 PAIRS = 30
 """Of speakers, on which a counted threshold must rest: within 30 % of the truth with a probability of 90 % (Doddington
 et al. 2000, the rule of 30)."""
@@ -31,9 +32,8 @@ class BandReport:
     threshold: float
     own: int
     others: int
-    false_acceptances: int
     accepted_pairs: int
-    """Pairs of speakers among which these fall."""
+    """Pairs of speakers among which the false acceptances fall."""
     acceptance: tuple[float, float, float]
     """Rate, and its 95 % interval over speakers."""
     rejection: tuple[float, float, float]
@@ -170,11 +170,10 @@ def cllr(trials: Trials, calibration: Calibration) -> float:
 
 def _report(trials: Trials, low_s: float, high_s: float, threshold: float) -> BandReport:
     is_own, is_other, accepted = trials.is_own_PM, trials.is_other_PM, trials.scores_PM >= threshold
-    false = accepted & is_other
     return BandReport(
-        low_s, high_s, threshold, int(is_own.sum()), int(is_other.sum()), int(false.sum()),
-        accepted_pairs(trials, threshold),
-        rate_with_interval(trials, false, is_other), rate_with_interval(trials, ~accepted & is_own, is_own),
+        low_s, high_s, threshold, int(is_own.sum()), int(is_other.sum()), accepted_pairs(trials, threshold),
+        rate_with_interval(trials, accepted & is_other, is_other),
+        rate_with_interval(trials, ~accepted & is_own, is_own),
     )  # fmt: skip
 
 
@@ -212,23 +211,14 @@ def remarks(report: BandReport, rate: float) -> str | None:
     return None
 
 
-def _one_voice(heard: dict[str, list[Heard]], seed: int = 0) -> float | None:
-    """The likeness within recordings of one voice that 1 % of them fall short of, made of several parts each."""
-    found = np.array(one_voice_scores(heard, 400, seed))
-    return round(float(np.quantile(found, ONE_VOICE_MISSED)), 4) if len(found) else None
-
-
-def one_voice_scores(heard: dict[str, list[Heard]], n: int, seed: int = 0, voices: int = 1) -> list[float]:
-    """Likeness within n made-up recordings of 4 to 20 s, of one voice or of two that speak for equally long."""
-    rng = np.random.default_rng(seed)
+def _one_voice(heard: dict[str, list[Heard]]) -> float | None:
+    """The likeness within recordings of one voice that 1 % of them fall short of: made-up ones of 4 to 20 s."""
+    rng = np.random.default_rng(0)
     names, found = sorted(heard), []
-    for _ in range(n):
-        windows = []
-        for name in rng.choice(len(names), voices, replace=False) if len(names) >= voices else []:
-            parts = [part.windows.with_speech(0.5).embeddings_WE for part in heard[names[name]]]
-            wanted = int(rng.integers(6, 28)) // voices
-            order = [parts[i] for i in rng.permutation(len(parts)) if len(parts[i])]
-            windows += [np.concatenate(order)[:wanted]] if order else []
-        if windows and len(joined := np.concatenate(windows)) >= 4:
+    for _ in range(RECORDINGS if names else 0):
+        parts = [part.windows.with_speech(0.5).embeddings_WE for part in heard[names[rng.integers(len(names))]]]
+        wanted = rng.integers(6, 28)
+        order = [parts[i] for i in rng.permutation(len(parts)) if len(parts[i])]
+        if order and len(joined := np.concatenate(order)[:wanted]) >= 4:
             found.append(likeness_within(joined))
-    return found
+    return round(float(np.quantile(found, ONE_VOICE_MISSED)), 4) if found else None

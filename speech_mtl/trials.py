@@ -59,19 +59,18 @@ class Labelled(NamedTuple):
 
 @dataclass(frozen=True)
 class Trials:
-    """Scores (P, M) of P pieces with M enrolled voices. `own` is the piece's voice among them, -1 for none of them."""
+    """Scores (P, M) of P pieces with M enrolled voices."""
 
     scores_PM: np.ndarray
     seconds_P: np.ndarray
-    own_P: np.ndarray
     speaker_P: np.ndarray
-    """Numbers of the pieces' speakers; those of the enrolled ones come first, in their order."""
+    """Numbers of the pieces' speakers; below M those of the enrolled voices, in their order."""
     group_S: np.ndarray
     """Of every speaker; only voices of the same group are compared as strangers."""
 
     @property
     def is_own_PM(self) -> np.ndarray:
-        return self.own_P[:, None] == np.arange(self.scores_PM.shape[1])
+        return self.speaker_P[:, None] == np.arange(self.scores_PM.shape[1])
 
     @property
     def is_other_PM(self) -> np.ndarray:
@@ -84,8 +83,7 @@ class Trials:
 
     def of_pieces(self, kept_P: np.ndarray) -> Trials:
         """The trials with some of the pieces, given as a mask."""
-        own_P, speaker_P = self.own_P[kept_P], self.speaker_P[kept_P]
-        return Trials(self.scores_PM[kept_P], self.seconds_P[kept_P], own_P, speaker_P, self.group_S)
+        return Trials(self.scores_PM[kept_P], self.seconds_P[kept_P], self.speaker_P[kept_P], self.group_S)
 
 
 def labelled(sources: Iterable[str | Path]) -> Iterable[Labelled]:
@@ -133,14 +131,14 @@ def _sound_of(one: Labelled) -> object:
 
 
 def hear_all(
-    model: SpeechModel, task: str, recordings: Iterable[Labelled], seed: int = 0,
+    model: SpeechModel, task: str, recordings: Iterable[Labelled],
     on_done: Callable[[int], None] = lambda recordings: None, listen: Callable[..., Heard] = listen,
 ) -> tuple[dict[str, list[Heard]], list[str]]:  # fmt: skip
     """The parts of each speaker's recordings, and what went wrong with the recordings left out.
 
     `listen` may be another that is called as enrolment's: to hear them by a speaker encoder from elsewhere.
     """
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     rate = model.config.features.sample_rate
     heard: dict[str, list[Heard]] = {}
     bad: list[str] = []
@@ -223,7 +221,7 @@ def trials_of(heard: dict[str, list[Heard]], groups: dict[str, int], seed: int =
     group_S = np.array([groups[name] for name in names])
     if min(np.count_nonzero(group_S[:enrollable] == group) for group in group_S) < GROUP_SPEAKERS:
         group_S = np.zeros_like(group_S)
-    return Trials(scores_PM, seconds_P, np.where(speaker_P < enrollable, speaker_P, -1), speaker_P, group_S)
+    return Trials(scores_PM, seconds_P, speaker_P, group_S)
 
 
 def _split(parts: list[Heard], rng: np.random.Generator) -> tuple[list[Heard], list[Heard]]:

@@ -44,10 +44,10 @@ MEASURED = Calibration(
 def known_trials(seed: int, speakers: int = 40, pieces: int = 400, seconds: float = 3.0) -> Trials:
     """Own voices score around 0.7, others around 0.2, both with deviation 0.1, all independently."""
     rng = np.random.default_rng(seed)
-    own_P = np.repeat(np.arange(speakers), pieces)
-    scores_PM = rng.normal(0.2, 0.1, (len(own_P), speakers))
-    scores_PM[np.arange(len(own_P)), own_P] += 0.5
-    return Trials(scores_PM, np.full(len(own_P), seconds), own_P, own_P, np.zeros(speakers, int))
+    speaker_P = np.repeat(np.arange(speakers), pieces)
+    scores_PM = rng.normal(0.2, 0.1, (len(speaker_P), speakers))
+    scores_PM[np.arange(len(speaker_P)), speaker_P] += 0.5
+    return Trials(scores_PM, np.full(len(speaker_P), seconds), speaker_P, np.zeros(speakers, int))
 
 
 def test_the_threshold_is_that_of_the_band_and_rises_with_the_number_enrolled() -> None:
@@ -116,7 +116,7 @@ def test_the_wanted_share_of_strangers_is_accepted_on_other_scores(enrolled: int
     named = []
     for _ in range(20):
         drawn = rng.permutation(40)[:enrolled]
-        strangers = ~np.isin(fresh.own_P, drawn)
+        strangers = ~np.isin(fresh.speaker_P, drawn)
         named.append((fresh.scores_PM[strangers][:, drawn].max(axis=1) >= threshold).mean())
     assert np.mean(named) == pytest.approx(accepted_share(fresh, threshold, enrolled), rel=0.15)
 
@@ -128,7 +128,7 @@ def alike_by_pairs(seed: int, speakers: int, pieces: int = 20) -> Trials:
     speaker_P = np.repeat(np.arange(speakers), pieces)
     values_PM = 0.2 + ((pair_SS + pair_SS.T) / np.sqrt(2))[speaker_P]
     scores_PM = np.tanh(values_PM + 0.08 * rng.standard_normal(values_PM.shape))
-    return Trials(scores_PM, np.full(len(speaker_P), 3.0), speaker_P, speaker_P, np.zeros(speakers, int))
+    return Trials(scores_PM, np.full(len(speaker_P), 3.0), speaker_P, np.zeros(speakers, int))
 
 
 def alike_to_many(seed: int, speakers: int) -> Trials:
@@ -159,10 +159,10 @@ def test_a_dozen_speakers_tell_the_rate_on_others(law: Callable[[int, int], Tria
 def test_strangers_of_another_source_do_not_make_it_easier(speakers: int) -> None:
     """Two sources whose speakers resemble nobody of the other: the threshold is that of one source."""
     one = alike_by_pairs(0, speakers)
-    scores_PM = np.full((2 * len(one.own_P), 2 * speakers), -0.9)
-    scores_PM[: len(one.own_P), :speakers] = scores_PM[len(one.own_P) :, speakers:] = one.scores_PM
-    own_P = np.r_[one.own_P, one.own_P + speakers]
-    two = Trials(scores_PM, np.full(len(own_P), 3.0), own_P, own_P, np.repeat([0, 1], speakers))
+    scores_PM = np.full((2 * len(one.speaker_P), 2 * speakers), -0.9)
+    scores_PM[: len(one.speaker_P), :speakers] = scores_PM[len(one.speaker_P) :, speakers:] = one.scores_PM
+    speaker_P = np.r_[one.speaker_P, one.speaker_P + speakers]
+    two = Trials(scores_PM, np.full(len(speaker_P), 3.0), speaker_P, np.repeat([0, 1], speakers))
     for enrolled in (1, 4):
         wanted = threshold_at(one, 0.01, enrolled)
         # more speakers make a predicted one a little surer
@@ -220,13 +220,13 @@ def test_intervals_are_over_speakers_not_over_trials() -> None:
 def test_a_rate_that_rests_on_little_is_said_to() -> None:
     none = (0.0, 0.0, 0.0)
     assert "cannot be told from 200 trials; it takes 300" in (
-        remarks(BandReport(0, 2, 0.5, 9, 200, 2, 2, none, none), 0.01) or ""
+        remarks(BandReport(0, 2, 0.5, 9, 200, 2, none, none), 0.01) or ""
     )
     assert "only 10 pairs of different speakers" in (
-        remarks(BandReport(0, 2, 0.5, 9, 5000, 50, 10, none, none), 0.01) or ""
+        remarks(BandReport(0, 2, 0.5, 9, 5000, 10, none, none), 0.01) or ""
     )
-    assert remarks(BandReport(0, 2, 0.5, 9, 5000, 50, 30, none, none), 0.01) is None
-    assert [seconds(BandReport(8, end, 0.5, 9, 9, 0, 0, none, none)) for end in (9, np.inf)] == ["8-9 s", "8 s +"]
+    assert remarks(BandReport(0, 2, 0.5, 9, 5000, 30, none, none), 0.01) is None
+    assert [seconds(BandReport(8, end, 0.5, 9, 9, 0, none, none)) for end in (9, np.inf)] == ["8-9 s", "8 s +"]
 
 
 @pytest.fixture
@@ -297,9 +297,9 @@ def test_a_recording_that_is_listed_twice_counts_once(recordings: Path, corpus: 
 def test_longer_speech_is_held_to_no_lower_threshold_however_many_are_enrolled() -> None:
     """In longer pieces two of the speakers are missing, who are the most alike: thresholds would fall there."""
     short, long = known_trials(0, 8, 60, 1.5), known_trials(1, 8, 60, 9.0)
-    short.scores_PM[short.own_P < 2, :2] += 0.3
-    kept_P = long.own_P >= 2
-    names = ("scores_PM", "seconds_P", "own_P", "speaker_P")
+    short.scores_PM[short.speaker_P < 2, :2] += 0.3
+    kept_P = long.speaker_P >= 2
+    names = ("scores_PM", "seconds_P", "speaker_P")
     columns = (np.concatenate([getattr(short, name), getattr(long, name)[kept_P]]) for name in names)
     joined = Trials(*columns, short.group_S)
     found, _ = calibrate(joined, {}, "us", 0.05)
