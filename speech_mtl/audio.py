@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import FileIO
 from math import ceil, gcd
+from os import PathLike
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
 from typing import TYPE_CHECKING, Any, Literal
@@ -100,6 +101,8 @@ def open_sound(audio: Audio, sample_rate: int) -> Sound:
     if isinstance(audio, tuple):
         samples, rate = _checked(*audio, name)
         promised, blocks = len(samples), _slices(samples, rate)
+    elif not isinstance(audio, str | PathLike):
+        raise AudioError(f"{type(audio).__name__} is no recording; expected a file's path, or (samples, rate)")
     else:
         path = Path(audio)
         file = _opened(path)
@@ -364,11 +367,6 @@ def _resampled_by_soxr(blocks: Iterable[np.ndarray], rate: int, sample_rate: int
     yield stream.resample_chunk(np.zeros(0, dtype=np.float32), last=True)
 
 
-def is_silent(samples: np.ndarray) -> bool:
-    """Whether float32 samples (N,) are digital silence: constant up to dither."""
-    return bool(np.ptp(samples) < SILENCE_PEAK_TO_PEAK)
-
-
 @dataclass
 class Level:
     """What blocks of float32 samples are like together."""
@@ -386,7 +384,7 @@ class Level:
 
     @property
     def is_silent(self) -> bool:
-        """Whether all is digital silence."""
+        """Whether all is digital silence: constant up to dither."""
         return self.high - self.low < SILENCE_PEAK_TO_PEAK
 
     @property

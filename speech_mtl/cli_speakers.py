@@ -150,8 +150,12 @@ def enroll(
                 for_each_file(
                     "enrolling", files, lambda file, _: heard.append(recognizer.listen_to_enroll(file, force))
                 )
-            finally:  # the good ones are enrolled, whatever happened to the others
-                _warn(recognizer.enroll_heard(name, heard, force))
+            except KeyboardInterrupt:  # perhaps it was the wrong name
+                heard = []
+                raise
+            finally:  # the good ones are enrolled, whatever is wrong with the others
+                if heard:
+                    _warn(recognizer.enroll_heard(name, heard, force))
     finally:
         count = len(database.utterances().get(name, []))
         enrolled = f"{count} utterance{'s' * (count != 1)} enrolled in" if count else "nothing enrolled in"
@@ -285,6 +289,8 @@ def export_(
 
     database = _database(context, db)
     check_out([file], [database.path])
+    if file.is_dir():
+        raise typer.BadParameter(f"{file} is a folder; expected a file's name")
     exported = export_speakers(database)
     if not exported["speakers"]:
         fail(f"nobody is enrolled in {database.path}")

@@ -265,7 +265,7 @@ class Recognizer:
     def _add(self, name: str, new: list[Utterance], sources: list[str], force: bool) -> list[str]:
         """Enrol utterances, but for those that are enrolled already; `sources` are what messages call them."""
         if not new:
-            return []
+            raise EnrolmentError(f"no recording of '{name}' is given; expected one or more")
         known = repeated(new, self.database.utterances().get(name, []))
         twice = dict.fromkeys(source for source, is_known in zip(sources, known, strict=True) if is_known)
         if all(known):

@@ -229,6 +229,22 @@ def test_an_interruption_keeps_what_was_written(place: Path, model: Path, monkey
     assert [path.name for path in (place / "out").iterdir()] == ["0.txt"]
 
 
+def test_an_interrupted_enrolment_enrols_nothing(place: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may have been interrupted because of a wrong name."""
+    assert call("enroll", "ann", place / "2.wav", "-m", model, "--force").exit_code == 0
+    listen = Recognizer.listen_to_enroll
+
+    def one_and_no_more(recognizer: Recognizer, file: Path, force: bool) -> object:
+        if file.name == "1.wav":
+            raise KeyboardInterrupt
+        return listen(recognizer, file, force)
+
+    monkeypatch.setattr(Recognizer, "listen_to_enroll", one_and_no_more)
+    result = call("enroll", "ann", place / "0.wav", place / "1.wav", "-m", model, "--force")
+    assert result.exit_code == 130 and "ann: 1 utterance enrolled" in result.stderr
+    assert result.stderr.endswith("error: interrupted\n")
+
+
 def test_stream_gives_words_before_the_result(place: Path, model: Path) -> None:
     result = call("transcribe", place / "0.wav", place / "1.wav", "-m", model, "-f", "json", "--stream")
     assert result.exit_code == 0
@@ -274,6 +290,9 @@ def test_an_export_does_not_replace_its_database(place: Path, model: Path) -> No
         result = call("speakers", "export", place / target)
         assert result.exit_code == 2 and "would be lost" in " ".join(result.stderr.replace("│", " ").split())
     assert (place / "speakers.db").read_bytes() == before
+    for folder in (place, "."):
+        result = call("speakers", "export", folder)
+        assert result.exit_code == 2 and "is a folder; expected a file" in result.stderr
 
 
 def test_the_database_named_before_a_command_goes_before_the_environments(place: Path, model: Path) -> None:

@@ -265,6 +265,19 @@ def test_samples_of_several_recordings_are_told_apart(recognizer: Recognizer) ->
     assert recognizer.transcribe(good).audio == "samples"
 
 
+def test_what_is_no_recording_is_refused_like_one_that_cannot_be_read(recognizer: Recognizer) -> None:
+    samples = speech(1.0)
+    expected = "^ndarray is no recording; expected a file's path, or .samples, rate.$"
+    with pytest.raises(AudioError, match=expected):
+        recognizer.transcribe(samples)  # type: ignore[arg-type]
+    good, bad = recognizer.transcribe_all([(samples, RATE), samples])  # type: ignore[list-item]
+    assert isinstance(good, Result) and re.match(expected, str(bad))
+    with pytest.raises(AudioError, match="^float32 is no recording"):
+        recognizer.enroll("ann", samples)  # type: ignore[arg-type]
+    with pytest.raises(EnrolmentError, match="no recording of 'ann' is given; expected one or more"):
+        recognizer.enroll("ann", [])
+
+
 def test_a_stored_result_is_read_again(recognizer: Recognizer) -> None:
     result = recognizer.transcribe((speech(20.0), RATE))
     again = Result.from_json(format_result(result, "json"))
