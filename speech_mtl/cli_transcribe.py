@@ -91,7 +91,8 @@ def transcribe(
     check_engine(engine, model)
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
     recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding, precision))
-
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
     _transcribe(recognizer, files, fmt, targets, stream, count)
 
 
@@ -114,8 +115,6 @@ def _transcribe(
         targets[file].write_text(text, encoding="utf-8")
         note(f"written: {targets[file]}")
 
-    for target in targets.values():
-        target.parent.mkdir(parents=True, exist_ok=True)
     with bad_ones_last("transcribing", files) as (show, bad):
         results = recognizer.transcribe_all(files, show, count, early if stream else None)
         for file, result in zip(files, results, strict=True):

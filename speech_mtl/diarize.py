@@ -172,8 +172,9 @@ def find_voices(phrases: Sequence[Phrase], population: Population, count: int | 
     start_U = _start(said.embeddings_UE - centre_E, said.durations_U, count)
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
     spread = SPREAD * min(1.0, said.weights_U.sum() / MUCH) ** 0.5
-    voices = _variational_bayes(rho_UE, said.weights_U, ratio_E, spread, said.stay_U, start_U, count)
-    mean_KE, spread_K, prior_K = voices
+    mean_KE, spread_K, prior_K = _variational_bayes(
+        rho_UE, said.weights_U, ratio_E, spread, said.stay_U, start_U, count
+    )
     said = _Said.of([piece for phrase in phrases for piece in phrase.pieces])
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
     log_likelihood_UK = FIT * said.weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)

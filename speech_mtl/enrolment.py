@@ -148,36 +148,32 @@ def listen(
     """
     sample_rate, frame_s = model.config.features.sample_rate, model.frame_s
     sound, loudness = open_sound(audio, sample_rate), Loudness(sample_rate=sample_rate)
-    wholes: list[np.ndarray] = []
-    bounds_s: list[np.ndarray] = []
-    found: tuple[list[np.ndarray], ...] = ([], [], [], [])
+    length, hop = round(WINDOW_S / frame_s), max(1, round(HOP_S / frame_s))
+    parts: list[tuple[np.ndarray, np.ndarray, int]] = []  # of all of a core, its windows, so many, and its pieces
     for core, _ in cores(model, watched(sound, loudness), None, [task]):
         if not (size := len(core.log_probs_SV)):
             continue
-        windows = regular(size, round(WINDOW_S / frame_s), round(HOP_S / frame_s))
+        windows = [(start, start + length) for start in range(0, size - length + 1, hop)]
         bounds = [(0, size), *windows, *pieces_of(size)]
         output = model.task(task).over_spans(core.frames[task], bounds)["embedding"].cpu().numpy()  # type: ignore[operator]
-        wholes.append(output[0])
-        times_s = (core.start + np.array(bounds, dtype=float)) * frame_s
-        bounds_s.append(times_s[0])
-        n = 1 + len(windows)
-        for part, values in zip(found, (times_s[1:n], output[1:n], times_s[n:], output[n:]), strict=True):
-            part.append(values)
-    # a little for a window without any, so that what is all quiet has a voice, too
-    weights = [max(1e-3, loudness.speech_between_s(*bounds)) for bounds in bounds_s]
-    embedding = None if loudness.is_silent or not wholes else normalized(np.average(wholes, axis=0, weights=weights))
-    joined = [np.concatenate(part) if part else np.zeros((0, 2)) for part in found]
-    return Heard(sound.name, loudness, embedding, *(_spans(joined[i], joined[i + 1], loudness) for i in (0, 2)))
+        parts.append(((core.start + np.array(bounds, dtype=float)) * frame_s, output, len(windows)))
+    embedding = None
+    if parts and not loudness.is_silent:
+        # a little for a core without any, so that what is all quiet has a voice, too
+        weights = [max(1e-3, loudness.speech_between_s(*times_s[0])) for times_s, _, _ in parts]
+        embedding = normalized(np.average([output[0] for _, output, _ in parts], axis=0, weights=weights))
+    heard_windows = _spans([(times_s[1 : n + 1], output[1 : n + 1]) for times_s, output, n in parts], loudness)
+    heard_pieces = _spans([(times_s[n + 1 :], output[n + 1 :]) for times_s, output, n in parts], loudness)
+    return Heard(sound.name, loudness, embedding, heard_windows, heard_pieces)
 
 
-def _spans(bounds_W2: np.ndarray, embeddings_WE: np.ndarray, loudness: Loudness) -> Spans:
+def _spans(parts: list[tuple[np.ndarray, np.ndarray]], loudness: Loudness) -> Spans:
+    """Of the bounds in seconds and the embeddings in each part of a recording."""
+    if not parts:
+        return Spans(np.zeros((0, 3)), np.zeros((0, 0)))
+    bounds_W2, embeddings_WE = (np.concatenate(column) for column in zip(*parts, strict=True))
     speech_s = np.array([loudness.speech_between_s(*bounds) for bounds in bounds_W2])
     return Spans(np.column_stack([bounds_W2, speech_s]), embeddings_WE)
-
-
-def regular(size: int, length: int, hop: int) -> list[Span]:
-    """Spans of `length` frames every `hop` frames; none where the piece is shorter."""
-    return [(start, start + length) for start in range(0, size - length + 1, max(1, hop))]
 
 
 def likeness_within(windows_WE: np.ndarray) -> float:

@@ -35,9 +35,9 @@ class Hearing:
     damage: AudioError | None = None
     """Why the recording could not be read to its end."""
 
-    def is_unusable(self, sample_rate: int) -> bool:
-        """Whether nothing came before the damage; known when the last block is read."""
-        return self.damage is not None and self.level.samples < MIN_DURATION_S * sample_rate
+    def refusal(self, sample_rate: int) -> AudioError | None:
+        """The damage, where nothing usable came before it; known when the last block is read."""
+        return self.damage if self.level.samples < MIN_DURATION_S * sample_rate else None
 
     def blocks(self, audio: Audio, sample_rate: int) -> Iterator[np.ndarray]:
         """The recording's samples, up to its end or its damage."""
@@ -75,7 +75,7 @@ def hear_all(
             continue
         done += 1
         on_progress(done)
-        yield heard.damage if heard.damage is not None and heard.is_unusable(rate) else heard
+        yield heard.refusal(rate) or heard
 
 
 def _windows(model: SpeechModel, audios: Audio | Iterable[Audio]) -> Iterator[tuple[Hearing, Window | None]]:
@@ -84,7 +84,7 @@ def _windows(model: SpeechModel, audios: Audio | Iterable[Audio]) -> Iterator[tu
     for audio in recordings(audios):
         heard = Hearing(name_of(audio), Stitch(model))
         for window in windows(heard.blocks(audio, rate), rate, model.frame_samples):
-            if not heard.is_unusable(rate):
+            if heard.refusal(rate) is None:
                 yield heard, window
         yield heard, None
 

@@ -150,8 +150,9 @@ class Recognizer:
         asr, enrolled = asr_of(self.model), self._enrolled()
 
         def on_phrases(heard: Hearing, phrases: list[Phrase]) -> None:
-            for segment in self._provisional(heard, phrases, enrolled) if on_segment else []:
-                on_segment(heard.name, segment)  # type: ignore[misc]
+            if on_segment is not None:
+                for segment in self._provisional(heard, phrases, enrolled):
+                    on_segment(heard.name, segment)
 
         for heard in hear_all(self.model, asr, audios, on_progress, on_phrases):
             yield heard if isinstance(heard, AudioError) else self._result(heard, asr, speakers, enrolled)
@@ -159,7 +160,11 @@ class Recognizer:
     def _result(self, heard: Hearing, asr: ASR, speakers: int | None, enrolled: Enrolled) -> Result:
         duration_s = round(heard.level.samples / self.sample_rate, 3)
         segments, voices = self._named(heard.phrases, speakers, duration_s, enrolled)
-        notes = [heard.level.note] if heard.level.note else [] if segments else ["no words were recognised"]
+        notes = []
+        if heard.level.note:
+            notes.append(heard.level.note)
+        elif not segments:
+            notes.append("no words were recognised")
         confidence = [word.confidence for segment in segments for word in segment.words]
         if confidence and (mean := float(np.mean(confidence))) < UNSURE:
             notes.append(f"words are unsure ({mean:.2f} on average): no speech, or speech unlike the training's")
