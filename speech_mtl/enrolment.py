@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from math import ceil
 
 import numpy as np
 import torch
@@ -31,6 +32,8 @@ GAP_S = 0.2
 """A quieter moment inside speech, a closed lip, belongs to it."""
 WINDOW_S, HOP_S = 1.5, 0.75
 """Windows in which a second voice is looked for; it must be heard in two that do not overlap."""
+MOST_WINDOWS = 4800
+"""An hour's. Of more every second, third, ... is compared: grouping them takes memory by the square of their number."""
 LEAST_SPEECH_S, LEAST_TOGETHER_S, ENOUGH_SPEECH_S = 0.5, 1.0, 5.0
 """Speech of a recording and of all that are enrolled under a name: less is refused; less than the last is warned of."""
 LEAST_SNR_DB, GOOD_SNR_DB = 3.0, 12.0
@@ -178,6 +181,7 @@ def _spans(parts: list[tuple[np.ndarray, np.ndarray]], loudness: Loudness) -> Sp
 
 def likeness_within(windows_WE: np.ndarray) -> float:
     """Cosine between the two most different groups of windows, at least two in each; 1 where that cannot be asked."""
+    windows_WE = windows_WE[:: max(1, ceil(len(windows_WE) / MOST_WINDOWS))]
     if len(windows_WE) < 4 or min(np.bincount(group_W := two_groups(windows_WE))) < 2:
         return 1.0
     a, b = (normalized(windows_WE[group_W == k].mean(axis=0)) for k in (0, 1))

@@ -10,6 +10,7 @@ from conftest import RATE
 from test_recognizer import save_tiny, speech
 
 from speech_mtl.calibration import Band, Calibration
+from speech_mtl.diarize import two_groups
 from speech_mtl.enrolment import EnrolmentError, Loudness, check_names, likeness_within
 from speech_mtl.recognizer import Recognizer
 from speech_mtl.speakers import SpeakerDatabase, Utterance, normalized
@@ -80,6 +81,22 @@ def test_likeness_within_is_low_for_two_voices_in_any_order_and_not_asked_of_lit
         assert likeness_within(normalized(both)) < 0.3
     assert likeness_within(normalized(np.concatenate([one[:2], two[:1]]))) == 1
     assert likeness_within(normalized(np.concatenate([one, two[:1]]))) == 1  # one odd window is no second voice
+
+
+def test_hours_are_asked_for_a_second_voice_in_as_much_memory_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def grouped(windows_WE: np.ndarray) -> np.ndarray:
+        sizes.append(len(windows_WE))
+        return two_groups(windows_WE)
+
+    monkeypatch.setattr("speech_mtl.enrolment.two_groups", grouped)
+    monkeypatch.setattr("speech_mtl.enrolment.MOST_WINDOWS", 100)
+    noise_WE = 0.1 * np.random.default_rng(0).standard_normal((1000, 8))
+    for count in (100, 101, 199, 1000):
+        voice_W = np.arange(count) * 2 // count
+        assert likeness_within(normalized(AXES[voice_W] + noise_WE[:count])) < 0.3
+    assert sizes == [100, 51, 100, 100]
 
 
 @pytest.fixture
