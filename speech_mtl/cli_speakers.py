@@ -289,13 +289,13 @@ def export_(
 
     database = _database(context, db)
     check_out([file], [database.path])
-    if file.is_dir():
-        raise typer.BadParameter(f"{file} is a folder; expected a file's name")
+    if file.exists() and not file.is_file():
+        raise typer.BadParameter(f"{file} is a folder, a pipe or a device; expected a file's name")
     exported = export_speakers(database)
     if not exported["speakers"]:
         fail(f"nobody is enrolled in {database.path}")
     text = json.dumps(exported, ensure_ascii=False) + "\n"
-    write_atomically(file, lambda path: path.write_text(text, encoding="utf-8"))
+    write_atomically(file.resolve(), lambda path: path.write_text(text, encoding="utf-8"))
     note(f"{len(exported['speakers'])} speakers written to {file}")
 
 

@@ -290,9 +290,19 @@ def test_an_export_does_not_replace_its_database(place: Path, model: Path) -> No
         result = call("speakers", "export", place / target)
         assert result.exit_code == 2 and "would be lost" in " ".join(result.stderr.replace("│", " ").split())
     assert (place / "speakers.db").read_bytes() == before
-    for folder in (place, "."):
-        result = call("speakers", "export", folder)
-        assert result.exit_code == 2 and "is a folder; expected a file" in result.stderr
+
+
+def test_an_export_replaces_files_only_and_is_written_where_a_link_leads(place: Path, model: Path) -> None:
+    assert call("enroll", "ann", place / "0.wav", "-m", model).exit_code == 0
+    os.mkfifo(place / "pipe")
+    for target in (place, ".", place / "pipe"):
+        result = call("speakers", "export", target)
+        assert result.exit_code == 2 and "is a folder, a pipe or a device" in result.stderr
+    assert (place / "pipe").is_fifo()
+    (place / "link.json").symlink_to(place / "voices.json")
+    for _ in range(2):
+        assert call("speakers", "export", place / "link.json").exit_code == 0
+    assert (place / "link.json").is_symlink() and "ann" in json.loads((place / "voices.json").read_text())["speakers"]
 
 
 def test_the_database_named_before_a_command_goes_before_the_environments(place: Path, model: Path) -> None:
