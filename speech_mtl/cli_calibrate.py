@@ -66,6 +66,8 @@ def calibrate(
         note(f"{len(listed) - len(recordings)} recordings are listed more than once; each counts once")
     with progress("listening", len(recordings)) as show:
         heard, bad = trials.hear_all(recognizer.model, recognizer.speaker_task, recordings, on_done=show)
+    if bad:
+        note("\n".join([f"{len(recordings) - len(bad)} of {len(recordings)} recordings used; not used:", *bad]))
     speakers = {one.speaker for one in recordings}
     if lost := sorted(speakers - set(heard)):
         reason = f"none of their recordings is read or holds {SHORTEST_S:g} s of speech"
@@ -86,10 +88,7 @@ def calibrate(
     for report in reports:
         if remark := calibrating.remarks(report, rate):
             note(f"warning: {seconds(report)}: {remark}")
-    unused = [f"{len(recordings) - len(bad)} of {len(recordings)} recordings used; not used:", *bad] if bad else []
     if len(heard) < calibrating.LEAST_SPEAKERS and not force:
-        for line in unused:
-            note(line)
         fail(
             f"{len(heard)} speakers; expected {calibrating.LEAST_SPEAKERS} or more: fewer tell too little of others. "
             "Nothing was written, what was in use stays (--force writes it anyway)"
@@ -104,9 +103,8 @@ def calibrate(
     else:
         database.set_calibration(found.to_json())
         note(f"written: the calibration in {database.path}")
-    if unused:
-        note(unused[0])
-        fail("\n".join(bad))
+    if bad:
+        fail(f"{len(bad)} of {len(recordings)} recordings were not used; they are listed above")
 
 
 def few(names: list[str]) -> str:

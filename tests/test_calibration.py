@@ -324,5 +324,11 @@ def test_data_that_cannot_calibrate_is_refused(tmp_path: Path, corpus: dict[str,
         list(labelled([tmp_path / "empty"]))
     with pytest.raises(DataError, match="1 speakers, 0 of them with two recordings"):
         trials_of({"ann": []}, {"ann": 0})
+    for speaker in ("ann", "bob"):
+        (tmp_path / "voices" / speaker).mkdir(parents=True)
+        (tmp_path / "voices" / speaker / "broken.wav").write_text("no audio")
+    done = call("calibrate", tmp_path / "voices", "--db", tmp_path / "s.db")
+    assert done.exit_code == 1 and "0 speakers, 0 of them with two recordings" in done.stderr
+    assert "0 of 2 recordings used" in done.stderr and "bob/broken.wav: not readable as audio" in done.stderr
     done = call("calibrate", tmp_path / "none.jsonl.gz", "--db", tmp_path / "s.db")
     assert done.exit_code == 1 and "none.jsonl.gz does not exist" in done.stderr
