@@ -103,7 +103,9 @@ class Recognizer:
     @property
     def speaker_task(self) -> str:
         """The name of the model's speaker task. Raises CheckpointError where it has none."""
-        return self._task("speaker")
+        if "speaker" not in self._tasks:
+            raise CheckpointError(f"the model has no speaker task; its tasks: {', '.join(self.model.config.tasks)}")
+        return self._tasks["speaker"]
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -286,11 +288,6 @@ class Recognizer:
         if heard.embedding is None:
             raise AudioError(f"{heard.name}: digital silence; expected a voice")
         return heard.embedding
-
-    def _task(self, kind: str) -> str:
-        if kind not in self._tasks:
-            raise CheckpointError(f"the model has no {kind} task; its tasks: {', '.join(self.model.config.tasks)}")
-        return self._tasks[kind]
 
     def _enrolled(self) -> Enrolled:
         """All that the database holds; it is not asked again while recordings are heard."""
