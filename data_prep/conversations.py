@@ -24,6 +24,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from data_prep.common import LeftOut, Prepared, PrepareError, progress, to_cuts
+from speech_mtl.audio import reason_of
 from speech_mtl.data import DataError, Manifest
 
 SAMPLE_RATE = 16000
@@ -212,8 +213,7 @@ def _samples(cut: Cut) -> np.ndarray:
     except Exception as error:  # lhotse raises many kinds, over many lines
         recording = getattr(cut, "recording", None)
         path = recording.sources[0].source if recording else "its sound"
-        why = f"{type(error).__name__}: {str(error).strip().splitlines()[-1]}" if str(error).strip() else repr(error)
-        raise PrepareError(f"cut '{cut.id}': {path} cannot be read: {why[:300]}") from None
+        raise PrepareError(f"cut '{cut.id}': {path} cannot be read: {reason_of(error)}") from None
 
 
 def _rms(samples: np.ndarray) -> float:

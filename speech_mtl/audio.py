@@ -131,7 +131,14 @@ def cut_audio(cut: Cut) -> Audio:
     try:
         return cut.load_audio().T, cut.sampling_rate
     except Exception as error:  # lhotse raises many kinds
-        raise AudioError(" ".join((str(error).strip() or repr(error)).split())[:300]) from None
+        raise AudioError(reason_of(error)) from None
+
+
+def reason_of(error: Exception) -> str:
+    """Why lhotse could not read a cut, in a line: it tells of all the libraries that it tried, and of its calls."""
+    said = str(error).strip() or repr(error)
+    first = re.search(r"^Exception #0 .*?: <class .*?>: (.*)", said, re.MULTILINE)
+    return (first[1] if first else said.splitlines()[0])[:300]
 
 
 def as_mono(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:

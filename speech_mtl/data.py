@@ -37,6 +37,7 @@ from lhotse.utils import fastcopy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from speech_mtl.audio import reason_of
 from speech_mtl.config import AugmentConfig, Config, DataConfig
 from speech_mtl.cuts import MatchedLengths, StrungTogether, labels_at_speed, seeded
 from speech_mtl.tasks import Frames, label_of
@@ -194,9 +195,7 @@ class SpeechDataset(Dataset):
             try:
                 audio, cut = self._utterance(cut, epoch, rng)
             except Exception as error:  # lhotse raises many kinds; the file's name is what the user needs
-                failed.append(
-                    (cut.id, f"{_source(cut)}: {str(error).strip().splitlines()[0] if str(error) else error!r}")
-                )
+                failed.append((cut.id, f"{_source(cut)}: {reason_of(error)}"))
                 continue
             audios.append(torch.from_numpy(audio))
             kept.append(cut)

@@ -25,6 +25,7 @@ from lhotse import CutSet, SupervisionSegment
 from lhotse.utils import fastcopy
 from torchaudio.compliance import kaldi
 
+from speech_mtl.audio import reason_of
 from speech_mtl.data import DataError, Manifest
 from speech_mtl.engine import EngineError, open_session
 from speech_mtl.tasks import label_of
@@ -92,7 +93,7 @@ def teach(
                     audios = [_audio(cut if speed == 1 else cut.perturb_speed(speed)) for speed in speeds]
                     vectors = [teacher(audio).tolist() for audio in audios]
                 except Exception as error:  # lhotse raises many kinds; the cut's name is what the user needs
-                    bad.append(f"{manifest}: cut '{cut.id}': {' '.join(str(error).split())[:300]}")
+                    bad.append(f"{manifest}: cut '{cut.id}': {reason_of(error)}")
                 else:
                     heard[cut.id] = vectors
                     file.write(json.dumps([cut.id, heard[cut.id]]) + "\n")
