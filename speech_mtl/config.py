@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 # fields of an evaluation's rows and summary beside the tasks' own (data.describe_cut, evaluate.summarize)
 ROW_FIELDS = set("id audio start_s duration_s true_speaker altered compute_s error cost utterances failed".split())
 
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What NumPy takes."""
+
 
 class ConfigError(ValueError):
     """A recipe, an override or a config.json that cannot be used; the message names the key and what is accepted."""
@@ -206,7 +209,7 @@ class AugmentConfig(Section):
 
 
 class TrainConfig(Section):
-    epochs: float = Field(30, gt=0)
+    epochs: float = Field(30, gt=0, allow_inf_nan=False)
     lr: float = Field(1e-3, gt=0)
     warmup_epochs: float = Field(2, ge=0)
     weight_decay: float = Field(1e-2, ge=0)
@@ -233,7 +236,7 @@ class TrainConfig(Section):
     eval_every: int = Field(1, gt=0)
     """Epochs between evaluations on the dev data."""
     checkpoint_minutes: float = Field(5, gt=0)
-    seed: int = 1
+    seed: Seed = 1
 
 
 class TrunkConfig(Section):
@@ -263,7 +266,7 @@ class CompareConfig(Section):
     """Enrolment utterances for the test speakers, where these are not among the training speakers."""
     out_of_domain: list[str] = []
     out_of_domain_enroll: list[str] = []
-    seeds: list[int] = [1, 2, 3]
+    seeds: list[Seed] = [1, 2, 3]
     margin: float = Field(0.02, ge=0)
     """'No worse' means: the interval of the difference ends below this share of the single task's error ..."""
     margin_points: float = Field(0.5, ge=0)

@@ -27,14 +27,14 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Confi
     if path.suffix == ".toml":
         if not path.is_file():
             raise ConfigError(f"recipe file {path} does not exist")
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     elif str(recipe) in recipe_names():
-        text = (resources.files("speech_mtl") / "recipes" / f"{recipe}.toml").read_text(encoding="utf-8")
+        data = (resources.files("speech_mtl") / "recipes" / f"{recipe}.toml").read_bytes()
     else:
         raise ConfigError(f"no recipe '{recipe}'; accepted: {', '.join(recipe_names())}, or the path of a .toml file")
     try:
-        values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        values = tomllib.loads(data.decode("utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"recipe {recipe}: not valid TOML: {error}") from None
     for override in overrides or []:
         override_values(values, override)
@@ -79,10 +79,10 @@ def inherit(values: dict[str, Any]) -> dict[str, Any]:
         theirs = json.loads(path.read_text(encoding="utf-8"))["config"]
         sections = {name: theirs[name] | values.get(name, {}) for name in ("features", "encoder", "text")}
         recognisers = {name: task for name, task in theirs["tasks"].items() if task["type"] == "asr"}
+        if isinstance(trunk, dict) and trunk.get("frozen"):
+            tasks = dict(values.get("tasks", {"speaker": {"type": "speaker"}}))
+            own = {name: tasks.pop(name, {}) for name in recognisers}
+            sections["tasks"] = {name: task | own[name] for name, task in recognisers.items()} | tasks
     except (ValueError, TypeError, KeyError):  # load_model and parse_config say what is wrong with them
         return values
-    if isinstance(trunk, dict) and trunk.get("frozen"):
-        tasks = dict(values.get("tasks", {"speaker": {"type": "speaker"}}))
-        own = {name: tasks.pop(name, {}) for name in recognisers}
-        sections["tasks"] = {name: task | own[name] for name, task in recognisers.items()} | tasks
     return values | sections

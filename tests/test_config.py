@@ -11,6 +11,8 @@ import pytest
 from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.recipe import load_recipe, recipe_names
 
+PRETRAINED = Path(__file__).parents[1] / "speech_mtl" / "pretrained"
+
 
 @pytest.mark.parametrize("name", recipe_names())
 def test_every_recipe_is_valid_and_says_how_to_use_it(name: str) -> None:
@@ -39,6 +41,9 @@ def test_every_recipe_is_valid_and_says_how_to_use_it(name: str) -> None:
         ({"augment": {"speeds": []}}, "augment.speeds: List should have at least 1 item after validation, not 0"),
         ({"augment": {"speeds": [1, 0]}}, "augment.speeds.1: Input should be greater than 0, found 0"),
         ({"augment": {"speeds": [float("inf")]}}, "augment.speeds.0: Input should be a finite number"),
+        ({"train": {"epochs": float("inf")}}, "train.epochs: Input should be a finite number"),
+        ({"train": {"seed": -1}}, "train.seed: Input should be greater than or equal to 0, found -1"),
+        ({"compare": {"seeds": [1, 2**32]}}, "compare.seeds.1: Input should be less than 4294967296"),
         ({"train": {"select": "wer"}}, "accepted: mean, asr, speaker"),
     ],
 )
@@ -77,6 +82,17 @@ def test_unknown_recipes(tmp_path: Path) -> None:
     (tmp_path / "y.toml").write_text("[train\n")
     with pytest.raises(ConfigError, match="not valid TOML"):
         load_recipe(tmp_path / "y.toml")
+    (tmp_path / "bom.toml").write_bytes(b"\xef\xbb\xbf[train]\nepochs = 3\n")  # as Windows editors write it
+    assert load_recipe(tmp_path / "bom.toml").train.epochs == 3
+    (tmp_path / "z.toml").write_bytes("# in Latin-1: é\n".encode("latin-1"))
+    with pytest.raises(ConfigError, match="not valid TOML: 'utf-8' codec can't decode byte 0xe9"):
+        load_recipe(tmp_path / "z.toml")
+
+
+@pytest.mark.parametrize("override", ["tasks=3", "tasks.asr=3"])
+def test_tasks_that_are_no_sections_on_a_frozen_trunk(override: str) -> None:
+    with pytest.raises(ConfigError, match=r"tasks\S*: Input should be a valid dictionary"):
+        load_recipe("speaker-branch", [f'train.init="{PRETRAINED}"', override])
 
 
 def test_a_config_survives_its_own_dump() -> None:
