@@ -10,7 +10,7 @@ from torch import nn
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import Config, ConfigError
 from speech_mtl.data import DataError, SpeechDataset, read_cuts, usable
-from speech_mtl.inventory import Inventory, check_labels, check_selection, take_inventory
+from speech_mtl.inventory import Inventory, check_dev, check_labels, take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks.asr import ASR
@@ -37,7 +37,7 @@ def prepare_model(config: Config) -> tuple[SpeechModel, Inventory]:
     if start is not None:
         keep_frozen_classes(inventory, config, start)
     check_labels(inventory, config)
-    check_selection(inventory, config)
+    check_dev(inventory, config)
     if start is not None and config.trunk.frozen:
         check_frozen(config, start)
     recognises = any(task.type == "asr" for task in config.tasks.values())

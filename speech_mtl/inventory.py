@@ -93,16 +93,23 @@ def check_labels(inventory: Inventory, config: Config) -> None:
             raise DataError(f"task '{name}': at least two different labels are needed in training, found {found}")
 
 
-def check_selection(inventory: Inventory, config: Config) -> None:
-    """Raises DataError where train.select names a task that no dev utterance can be scored for."""
-    name = config.train.select
+def check_dev(inventory: Inventory, config: Config) -> None:
+    """Raises DataError where a manifest of data.dev or data.dev_enroll cannot be used, or train.select has no label.
+
+    It would be found after the first epoch, and a run whose settings are mended then is another.
+    """
+    has_speakers = any(task.type == "speaker" for task in config.tasks.values())
+    for cut in read_cuts(config.data.dev_enroll if has_speakers else []):
+        if label_of(cut, "speaker") is None:
+            raise DataError(f"data.dev_enroll: cut '{cut.id}' has no speaker label")
+    name, known = config.train.select, None
+    label = label_names(config).get(name, "text")
+    labels = {label_of(cut, label) for cut in read_cuts(config.data.dev)} - {None}
     if name == "mean":
         return
-    label, known = label_names(config)[name], None
     if config.tasks[name].type == "speaker" and not config.data.dev_enroll:
         known = inventory.classes[name]  # strangers are not scored
-    labels = (label_of(cut, label) for cut in read_cuts(config.data.dev))
-    if not any(found is not None and (known is None or found in known) for found in labels):
+    if not (labels if known is None else labels & known.keys()):
         rest = "" if known is None else " of a training speaker, and data.dev_enroll is empty"
         raise DataError(
             f"train.select is '{name}', and no utterance of data.dev = {config.data.dev} has a label for it{rest}; "

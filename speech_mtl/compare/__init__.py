@@ -21,7 +21,7 @@ from speech_mtl.compare.arms import Plan, encoder_stacks, encoder_weights, plan_
 from speech_mtl.compare.evidence import collect
 from speech_mtl.compare.runs import make_runs, run_all
 from speech_mtl.config import Config, ConfigError, parse_config
-from speech_mtl.inventory import check_labels, check_selection, take_inventory
+from speech_mtl.inventory import check_dev, check_labels, take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.recipe import override_values
 from speech_mtl.report.compare import write_comparison
@@ -51,7 +51,7 @@ def compare(config: Config, recipe: str, out: Path, *, command: str, quick: bool
     plan = plan_arms(comparison_config(config, quick))
     inventory = take_inventory(read_training(plan.config), plan.config)
     check_labels(inventory, plan.config)
-    check_selection(inventory, plan.config)
+    check_dev(inventory, plan.config)
     if caution := check_apart(plan.config):
         console.print(f"warning: {caution}", style="yellow", highlight=False, markup=False)
     runs = make_runs(plan, out)
