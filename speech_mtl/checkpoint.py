@@ -44,6 +44,14 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         temporary.unlink(missing_ok=True)
 
 
+def keep_lines(path: Path, keep: Callable[[dict[str, Any]], bool]) -> None:
+    """Drop the other lines of a file of JSON lines, if there is one, and what a full disk or a crash left of a line."""
+    if path.exists():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and keep(json.loads(line))]
+        path.write_text("".join(kept), encoding="utf-8")
+
+
 def sync(path: Path) -> None:
     """Have the disk hold what was written."""
     with path.open("rb") as file:

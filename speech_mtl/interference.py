@@ -114,13 +114,6 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
 
 
-def drop_records_after(folder: Path, step: int) -> None:
-    """What a run measured after the state that it is resumed from; it measures before a step, so that one too."""
-    kept = [record for record in read_records(folder) if record["step"] < step]
-    if (folder / FILE).exists():
-        (folder / FILE).write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-
-
 def agreement(records: list[dict[str, Any]], weights: dict[str, float], bins: int = 10) -> list[dict[str, Any]]:
     """The figures of every pair of tasks, per block and over `bins` stretches of time; None where not measurable.
 

@@ -24,7 +24,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from speech_mtl import frame_cache, interference
 from speech_mtl.calibration import Calibration, save_calibration
-from speech_mtl.checkpoint import CheckpointError, save_model, write_atomically
+from speech_mtl.checkpoint import CheckpointError, keep_lines, save_model, write_atomically
 from speech_mtl.config import Config
 from speech_mtl.console import METRICS, TrainingConsole, stopped_by_signals
 from speech_mtl.data import Batch, DataError, batches, length_batches, read_cuts
@@ -49,18 +49,24 @@ from speech_mtl.trunk import Average, RecognitionLost, parameter_groups, recogni
 from speech_mtl.weighting import build_weighting
 
 
+class Diverged(RuntimeError):
+    """A loss is no number any more, and so will be all weights; the message names the task and what was kept."""
+
+
 def train(config: Config, out: str | Path, *, resume: bool = False) -> Path:
     """Train, and leave the best model in `out`; its progress, logs and resumable state are under out/training.
 
-    Raises DataError, CheckpointError, RecognitionLost (the best model until then is in `out`), KeyboardInterrupt (after
-    saving; `resume=True` goes on from there).
+    Raises DataError, CheckpointError, RecognitionLost and Diverged (the best model until then is in `out`),
+    KeyboardInterrupt (after saving; `resume=True` goes on from there).
     """
     out = Path(out)
     state = out / "training" / "state.pt"
     if resume and not state.is_file():
         raise CheckpointError(f"nothing to resume: {state} does not exist")
-    if not resume and (state.exists() or (out / "config.json").exists()):
+    if not resume and state.exists():
         raise CheckpointError(f"{out} already holds a run; resume it, or choose another folder")
+    if not resume and (out / "config.json").exists():
+        raise CheckpointError(f"{out} already holds a model, and no state to resume from; choose another folder")
     trainer = Trainer(config, out)
     if resume:
         trainer.load_state(state)
@@ -137,6 +143,8 @@ class Trainer:
             saved_at = time.monotonic()
             while self.epoch < config.epochs:
                 for group in self._groups():
+                    if self.progress() >= config.epochs:
+                        break
                     losses = self._step(group)
                     self.elapsed_s += console.update(self.progress(), losses, self._lr(), self.elapsed_s)
                     stop = self._any_process(self.interrupted)
@@ -147,8 +155,6 @@ class Trainer:
                         raise KeyboardInterrupt(
                             f"saved after step {self.step} in {self.out}; resume goes on from there"
                         )
-                    if self.progress() >= config.epochs:
-                        break
                 self.epoch, self.batches_done, self.consumed = self.epoch + 1, 0, 0
                 self.weighting.after_epoch()
                 if self.epoch % config.eval_every == 0 or self.epoch >= config.epochs:
@@ -207,6 +213,10 @@ class Trainer:
         augment = self.progress() >= self.config.augment.start_epoch
         scales = {name: self._weight(name) for name in self.kinds}
         losses_K, present_K = self.gradients.backward(group, targets, scales, augment)
+        if not bool(losses_K.isfinite().all()):
+            found = ", ".join(f"{name} {loss:g}" for name, loss in zip(self.gradients.names, losses_K, strict=True))
+            where = f"step {self.step} (epoch {self.progress():.2f}) at the learning rate {self._lr():.2g}"
+            raise Diverged(f"stopped: the losses are {found} in {where}; try a lower train.lr; {self._kept()}")
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self._lr() * parameters["factor"]
         for part in self.gradients.parts():  # apart: one task's head must not shorten another's step
@@ -290,8 +300,11 @@ class Trainer:
                 self._save_threshold(summary)
             console.evaluated(self.epoch, self.step, summary, better, self.elapsed_s, self.failed)
         if self._any_process(bool(lost)):
-            kept = f"{self.out} holds the best model until then" if self.best < math.inf else "no model was kept"
-            raise RecognitionLost(f"stopped after epoch {self.epoch}: {lost}; {kept}")
+            raise RecognitionLost(f"stopped after epoch {self.epoch}: {lost}; {self._kept()}")
+
+    def _kept(self) -> str:
+        is_there = (self.out / "config.json").is_file()
+        return f"{self.out} holds the best model until then" if is_there else "no model was kept"
 
     def _save_threshold(self, summary: dict[str, Any]) -> None:
         """Speakers who were enrolled and not trained on tell from which score on two voices count as one."""
@@ -355,7 +368,9 @@ class Trainer:
         self.weighting.load_state_dict(state["weighting"])
         self.epoch, self.batches_done, self.consumed, self.step, self.best, self.elapsed_s = state["place"]
         if self.accelerator.is_main_process:
-            interference.drop_records_after(path.parent, self.step)
+            # what is measured and scored again; it is measured before a step, so that of this step too
+            keep_lines(path.parent / interference.FILE, lambda record: record["step"] < self.step)
+            keep_lines(path.parent / METRICS, lambda line: line["epoch"] <= self.epoch)
         torch.set_rng_state(state["rngs"][self.accelerator.process_index].clone())
         if torch.cuda.is_available() and state.get("cuda_rngs") is not None:
             torch.cuda.set_rng_state(state["cuda_rngs"][self.accelerator.process_index].clone())

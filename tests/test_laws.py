@@ -184,6 +184,51 @@ def test_resuming_changes_nothing(corpus: dict[str, str], tmp_path: Path) -> Non
     assert dev[0] == dev[1]
 
 
+def test_a_run_stopped_at_its_last_step_ends_there(corpus: dict[str, str], tmp_path: Path) -> None:
+    """Law 4 where the last epoch is a part of one."""
+    values = tiny_values(corpus)
+    values["train"]["epochs"] = 0.2
+    config = parse_config(values, "test")
+    whole, stopped = Trainer(config, tmp_path / "whole"), Trainer(config, tmp_path / "stopped")
+    whole.run()
+    step = stopped._step
+
+    def stop_at_the_last(group: list) -> dict[str, float]:
+        losses = step(group)
+        stopped.interrupted = stopped.step == whole.step
+        return losses
+
+    stopped._step = stop_at_the_last  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    resumed = Trainer(config, tmp_path / "stopped")
+    resumed.load_state(tmp_path / "stopped/training/state.pt")
+    resumed.run()
+    assert resumed.step == whole.step
+
+
+def test_dev_scores_after_the_last_state_are_kept_once(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["train"]["checkpoint_minutes"] = 1e-9
+    config = parse_config(values, "test")
+    stopped = Trainer(config, tmp_path)
+    save = stopped.save_state
+
+    def save_until_the_disk_is_full() -> None:
+        if stopped.epoch:
+            raise OSError(28, "No space left on device")
+        save()
+
+    stopped.save_state = save_until_the_disk_is_full  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space left"):
+        stopped.run()
+    train(config, tmp_path, resume=True)
+    assert [json.loads(line)["epoch"] for line in (tmp_path / "training/metrics.jsonl").read_text().splitlines()] == [
+        1,
+        2,
+    ]
+
+
 def test_killed_by_a_signal_then_resumed(corpus: dict[str, str], tmp_path: Path) -> None:
     """Law 4 from outside: SIGINT leaves a state that resumes, through worker processes as well."""
     values = tiny_values(corpus)

@@ -16,7 +16,7 @@ from speech_mtl.config import ConfigError, parse_config
 from speech_mtl.cuts import with_labels
 from speech_mtl.data import DataError, read_cuts
 from speech_mtl.evaluate import evaluate
-from speech_mtl.train import train
+from speech_mtl.train import Diverged, Trainer, train
 
 
 def test_both_tasks_are_learnt(corpus: dict[str, str], tmp_path: Path) -> None:
@@ -67,6 +67,28 @@ def test_bf16_trains(corpus: dict[str, str], tmp_path: Path) -> None:
     load_model(train(parse_config(values, "test"), tmp_path / "run"))
     (line,) = (tmp_path / "run/training/metrics.jsonl").read_text().splitlines()
     assert all(0 < loss < 100 for loss in json.loads(line)["loss"].values())
+
+
+def test_a_loss_that_is_no_number_ends_the_run(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    values["tasks"] = {"asr": {"type": "asr"}}
+    values["train"] |= {"lr": 1e9, "clip_norm": 1e9, "warmup_epochs": 0}
+    with pytest.raises(Diverged, match=r"the losses are asr nan in step \d+ .* at .* 1e\+09; .*; no model was kept"):
+        train(parse_config(values, "x"), tmp_path / "run")
+    assert not (tmp_path / "run/config.json").exists()
+
+
+def test_dev_manifests_are_read_before_training(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = tiny_values(corpus)
+    nobody = str(make_corpus(tmp_path, 1, seed=9, speaker=None))
+    for data, message in {
+        ("dev", "gone.jsonl.gz"): "gone.jsonl.gz does not exist",
+        ("dev_enroll", "gone.jsonl.gz"): "gone.jsonl.gz does not exist",
+        ("dev_enroll", nobody): "data.dev_enroll: cut 'ann-9-0' has no speaker label",
+    }.items():
+        wrong = {"data": values["data"] | {data[0]: [data[1]]}}
+        with pytest.raises(DataError, match=message):
+            Trainer(parse_config(values | wrong, "x"), tmp_path / "run")
 
 
 def test_refusals(corpus: dict[str, str], tmp_path: Path) -> None:
@@ -138,7 +160,7 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, s
     (line,) = (tmp_path / "run/training/metrics.jsonl").read_text().splitlines()
     assert "loss" in json.loads(line)
     assert not (tmp_path / "run/training/interference.jsonl").exists()  # nothing is measured here
-    with pytest.raises(CheckpointError, match="already holds a run"):
+    with pytest.raises(CheckpointError, match="already holds a run; resume it"):
         train(parse_config(values, "x"), tmp_path / "run")
     state = torch.load(tmp_path / "run/training/state.pt", weights_only=True)
     state["rngs"] = state["rngs"].repeat(2, 1)
@@ -148,6 +170,9 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, s
     values["train"]["lr"] = 1e-4
     with pytest.raises(CheckpointError, match=r"another config; these differ: train\.lr"):
         train(parse_config(values, "x"), tmp_path / "run", resume=True)
+    (tmp_path / "run/training/state.pt").unlink()
+    with pytest.raises(CheckpointError, match="already holds a model, and no state to resume from"):
+        train(parse_config(values, "x"), tmp_path / "run")
 
 
 @pytest.mark.parametrize("text", ["abc low", "mid hiqh"], ids=["other pieces", "one for another"])
