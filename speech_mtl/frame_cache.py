@@ -44,7 +44,8 @@ class Corpus:
     def __init__(self, folder: Path, model: SpeechModel, blocks: list[int], manifest: str):
         index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         check_ids(index["ids"], f"trunk.cache: manifest {manifest}")  # kept frames may be of before they were checked
-        self.failed: dict[str, str] = index["failed"]
+        retry = f"(when {folder} was made; delete it to try again)"
+        self.failed = {cut_id: f"{reason} {retry}" for cut_id, reason in index["failed"].items()}
         self.row = {cut_id: row for row, cut_id in enumerate(index["ids"])}
         self.samples = torch.tensor(index["samples"], dtype=torch.long)
         self.mel_bounds = [0, *model.features.lengths(self.samples).cumsum(0).tolist()]
@@ -152,7 +153,7 @@ def make(
 def _fill(
     model: SpeechModel, cuts: list[Cut], folder: Path, described: dict[str, Any], show: Callable[[float], None]
 ) -> None:
-    """Write the folder beside its place, and rename it when it is whole."""
+    """Write the folder beside its place, and rename it when it is whole. Raises DataError where nothing can be read."""
     device, blocks = next(model.parameters()).device, blocks_kept(model)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     temporary.mkdir()
@@ -173,6 +174,9 @@ def _fill(
                     ids.append(batch.cuts[0].id)
                     samples.append(n)
                 show((i + 1) / len(cuts))
+            if failed and not ids:  # their folder may be away today, and kept is kept
+                found = f"none of {len(failed)} recordings could be read; the first: {next(iter(failed.values()))}"
+                raise DataError(f"trunk.cache: manifest {described['made_of']}: {found}")
             for file in (frames_file, mel_file):
                 file.flush()
                 os.fsync(file.fileno())

@@ -8,6 +8,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from conftest import make_corpus
 from test_frozen import branch_values, recogniser
 
 from speech_mtl import frame_cache
@@ -50,3 +51,21 @@ def test_two_runs_that_keep_the_same_frames_at_once(
     monkeypatch.setattr(os, "replace", lambda *paths: (_ for _ in ()).throw(OSError("no")))
     with pytest.raises(OSError, match="no"):
         frame_cache.make(model, corpus["train"], True, print, lambda share: None)
+
+
+def test_recordings_that_are_away_while_frames_are_made(corpus: dict[str, str], tmp_path: Path) -> None:
+    values = branch_values(corpus, recogniser(tmp_path / "asr", corpus), cache=str(tmp_path / "frames"))
+    model = prepare_model(parse_config(values, "x"))[0].eval()
+    manifest = str(make_corpus(tmp_path / "corpus", 1, seed=3))
+    first, *others = sorted((tmp_path / "corpus").glob("*.wav"))
+    for path in (first, *others):
+        path.rename(path.with_suffix(".away"))
+    with pytest.raises(DataError, match=r"manifest .*: none of 3 recordings could be read; the first: .*\.wav"):
+        frame_cache.make(model, manifest, False, print, lambda share: None)
+    for path in others:
+        path.with_suffix(".away").rename(path)
+    frame_cache.make(model, manifest, False, print, lambda share: None)
+    folder = frame_cache.folder_of(model, manifest, False)
+    (batch,) = frame_cache.FrameCache(model, {manifest: folder}).utterances(model, read_cuts([manifest]))
+    (failed,) = batch.failed
+    assert len(batch.cuts) == 2 and f"(when {folder} was made; delete it to try again)" in failed[1]
