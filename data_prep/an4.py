@@ -74,7 +74,7 @@ def _file_ids(root: Path, part: str) -> list[str]:
     path = root / "etc" / f"an4_{part}.fileids"
     if not path.is_file():
         raise PrepareError(f"source {root}: etc/{path.name} is missing; expected the lists of CMU's download")
-    return path.read_text().split()
+    return [file_id for line in read_lines(path) for file_id in line.split()]
 
 
 def _unlisted(root: Path) -> list[LeftOut]:

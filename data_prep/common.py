@@ -45,6 +45,8 @@ class Prepared:
 
     splits: dict[str, CutSet]
     left_out: list[LeftOut] = field(default_factory=list)
+    manifests: list[Path] = field(default_factory=list)
+    """What it was read from, if a split might be written there."""
 
 
 class Unusable(Exception):

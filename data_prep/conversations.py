@@ -119,7 +119,7 @@ def prepare(
         # a preparation with other options leaves the sound of this one, to which manifests point, alone
         path = part.replace(audio / f"{name}-{hashlib.sha256(part.read_bytes()).hexdigest()[:8]}.flac")
         cuts.append(_cut(path, name, supervisions))
-    return Prepared({"conversations": to_cuts(cuts)}, left_out)
+    return Prepared({"conversations": to_cuts(cuts)}, left_out, [source])
 
 
 def _check_options(

@@ -52,7 +52,7 @@ def prepare(source: Path, *, name: str = "jsonl", language: str | None = None, c
     left_out: list[LeftOut] = []
     opened: dict[Path, Recording] = {}
     splits = {_split(file): to_cuts(_read(file, name, language, channel, opened, left_out)) for file in files}
-    return Prepared(splits, left_out)
+    return Prepared(splits, left_out, files)
 
 
 def _manifests(folder: Path) -> list[Path]:

@@ -151,7 +151,7 @@ def _cut(
         speaker=speaker,
         gender=of_speaker.get("spk2gender"),
         language=of_utterance.get("utt2lang") or language,
-        labels={label: int(value) if value and value.isdigit() else value for label, value in labels.items()},
+        labels={label: int(value) if value and value.isdecimal() else value for label, value in labels.items()},
         start_s=start_s,
         duration_s=duration_s,
         channel=_channel(tables["reco2channel"].get(segment.recording), channel),

@@ -34,6 +34,9 @@ def write(corpus: str, prepared: Prepared, out: Path, console: Console | None = 
         why = f"{len(prepared.left_out)} left out, the first: {first.item}: {first.reason}" if first else "it is empty"
         raise PrepareError(f"corpus {corpus}: no usable utterance; {why}")
     _check_ids(corpus, splits)
+    for split in splits:
+        if (path := out / f"{split}.jsonl.gz").resolve() in [manifest.resolve() for manifest in prepared.manifests]:
+            raise PrepareError(f"{path} would be replaced, which is the source; expected another --out")
     out.mkdir(parents=True, exist_ok=True)
     _convert_sphere(splits, out / "audio")
     for split, cuts in splits.items():

@@ -82,5 +82,5 @@ def _cut(path: Path, utterance: str, tables: dict[str, dict[str, str]]) -> MonoC
         text=tables["text"].get(utterance),
         speaker=speaker,
         gender=tables["spk2gender"].get(speaker),
-        labels={"age": int(age) if age.isdigit() else None},
+        labels={"age": int(age) if age.isdecimal() else None},
     )

@@ -263,13 +263,14 @@ def test_kaldi_segments_labels_and_left_outs(tmp_path: Path) -> None:
     write(folder / "utt2spk", "u1 ann", "u2 bob")
     write(folder / "spk2gender", "ann F", "bob ?")
     write(folder / "utt2emotion", "u1 happy")
+    write(folder / "utt2power", "u1 ²")  # a digit, and no number
     write(folder / "spk2age", "ann 30")
     splits, left_out = read(data_prep.prepare("kaldi", folder, tmp_path / "out", language="en"))
     first, second = splits["all"]
     assert (first.start, first.duration, second.start, second.duration) == (0.5, 0.5, 1.5, 0.5)
     label = first.supervisions[0]
     assert (label.text, label.speaker, label.gender, label.language) == ("HELLO THERE", "kaldi-ann", "female", "en")
-    assert label.custom == {"corpus": "kaldi", "emotion": "happy", "age": 30}
+    assert label.custom == {"corpus": "kaldi", "emotion": "happy", "power": "²", "age": 30}
     assert (second.supervisions[0].text, second.supervisions[0].gender) == (None, None)
     expected = {
         "u3": "end is not after the start",
@@ -350,6 +351,17 @@ def test_jsonl_takes_one_file(tmp_path: Path) -> None:
     assert ids(splits["mine"]) == ["mine-mine-000001"]
 
 
+def test_no_source_is_replaced_by_what_is_made_of_it(tmp_path: Path) -> None:
+    sine(tmp_path / "a.wav")
+    before = gzip.compress(json.dumps({"audio_filepath": "a.wav", "text": "x"}).encode())
+    (tmp_path / "conversations.jsonl.gz").write_bytes(before)
+    for source in (tmp_path, tmp_path / "conversations.jsonl.gz"):
+        with pytest.raises(PrepareError, match="conversations.jsonl.gz would be replaced, which is the source"):
+            data_prep.prepare("jsonl", source, tmp_path)
+    assert (tmp_path / "conversations.jsonl.gz").read_bytes() == before
+    assert not (tmp_path / "left_out.jsonl").exists()
+
+
 # ---------------------------------------------------------------- errors and files
 
 
@@ -410,6 +422,10 @@ def test_files_that_are_not_utf8_or_damaged_are_named(tmp_path: Path) -> None:
     (tmp_path / "text").write_bytes("r0 x\nr1 caf\xe9\n".encode("latin-1"))
     with pytest.raises(PrepareError, match="text line 2: not UTF-8"):
         data_prep.prepare("kaldi", tmp_path, tmp_path / "out")
+    an4 = make_an4(tmp_path / "an4")
+    (an4 / "etc/an4_test.fileids").write_bytes("caf\xe9".encode("latin-1"))
+    with pytest.raises(PrepareError, match="an4_test.fileids line 1: not UTF-8"):
+        data_prep.prepare("an4", an4, tmp_path / "out")
     whole = gzip.compress(b"{}" * 1000)
     (tmp_path / "cut.jsonl.gz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(PrepareError, match="cut.jsonl.gz: cannot be read"):
