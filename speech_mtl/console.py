@@ -51,14 +51,14 @@ class TrainingConsole:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.board: Any = SummaryWriter(str(self.folder / "tensorboard"))
         found = self.inventory
-        self.console.print(
+        self.say(
             f"{found.utterances} utterances, {found.duration_s / 3600:.2f} h; {len(found.texts)} with a text"
             + "".join(f"; {sum(c.values())} with {task} ({len(c)} classes)" for task, c in found.classes.items())
         )
         for reason, count in found.left_out.items():
-            self.console.print(f"[yellow]left out: {count} utterances {reason}")
+            self.say(f"left out: {count} utterances {reason}", "yellow")
         for reason, count in found.texts_left_out.items():
-            self.console.print(f"[yellow]left out: the text of {count} utterances {reason}")
+            self.say(f"left out: the text of {count} utterances {reason}", "yellow")
         self.task = self.progress.add_task("train", total=self.config.train.epochs, epoch="", losses="")
         self.progress.start()
         self.last = self.printed = time.monotonic()
@@ -69,11 +69,9 @@ class TrainingConsole:
             self.progress.stop()
             self.board.close()
 
-    def warn(self, text: str) -> None:
-        self.console.print(f"warning: {text}", style="yellow", highlight=False, markup=False)
-
-    def say(self, text: str) -> None:
-        self.console.print(text, highlight=False, markup=False)
+    def say(self, text: str, style: str = "") -> None:
+        """A line as it is: ids and paths may hold brackets, which rich takes for styles."""
+        self.console.print(text, style=style, highlight=False, markup=False)
 
     @contextmanager
     def share_of(self, what: str) -> Iterator[Callable[[float], None]]:
@@ -118,10 +116,8 @@ class TrainingConsole:
             f"epoch {epoch}  step {step}  {elapsed_s / 60:.1f} min  " + "  ".join(shown) + star, highlight=False
         )
         if failed:
-            example = next(iter(failed.items()))
-            self.console.print(
-                f"[yellow]{len(failed)} utterances could not be read, such as {example[0]}: {example[1]}"
-            )
+            cut_id, reason = next(iter(failed.items()))
+            self.say(f"{len(failed)} utterances could not be read, such as {cut_id}: {reason}", "yellow")
         line = {"epoch": epoch, "step": step, "elapsed_s": round(elapsed_s, 1), "loss": self.smooth, "dev": summary}
         with open(self.folder / METRICS, "a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

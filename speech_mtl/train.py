@@ -136,7 +136,7 @@ class Trainer:
         ):
             if self.accelerator.is_main_process and len(self.kinds) > 1 and not self.step:
                 for warning in disjoint_tasks(label_groups(self.config.data.train, self.config), self.config):
-                    console.warn(warning)
+                    console.say(f"warning: {warning}", "yellow")
             self._keep_frames(console)
             if self.config.trunk.max_wer_increase is not None and not self.step:
                 self._measure_start(console)

@@ -133,7 +133,7 @@ def test_a_model_is_chosen_by_what_its_card_says(corpus: dict[str, str], tmp_pat
 def unread(manifest: str, path: Path, cuts: int) -> str:
     """The manifest with the first recordings elsewhere than they are."""
     lines = gzip.decompress(Path(manifest).read_bytes()).decode().splitlines()
-    path.write_text("\n".join(line.replace(".wav", ".gone") if i < cuts else line for i, line in enumerate(lines)))
+    path.write_text("\n".join(line.replace(".wav", "[/x]") if i < cuts else line for i, line in enumerate(lines)))
     return str(path)
 
 
@@ -144,9 +144,10 @@ def test_dev_recordings_that_cannot_be_read(
     values["train"]["epochs"] = 1
     values["data"]["dev"] = [unread(corpus["dev"], tmp_path / "some.jsonl", 3)]
     train(parse_config(values, "x"), tmp_path / "run")
-    assert "3 utterances could not be read, such as ann-2-" in capsys.readouterr().err
+    errors = capsys.readouterr().err
+    assert "3 utterances could not be read, such as ann-2-" in errors and "[/x]" in errors  # to rich the end of a style
     values["data"]["dev"] = [unread(corpus["dev"], tmp_path / "all.jsonl", 99)]
-    with pytest.raises(DataError, match=r"data\.dev: none of 12 recordings could be read; the first: .*ann-2-.*gone"):
+    with pytest.raises(DataError, match=r"data\.dev: none of 12 recordings could be read; the first: .*ann-2-.*\[/x\]"):
         train(parse_config(values, "x"), tmp_path / "none")
 
 
