@@ -110,7 +110,7 @@ class TaskConfig(Section):
     """Blocks 1..branch are shared, those above are the task's own. All are shared where absent; with 0 nothing is, the
     subsampling neither."""
     blocks: int | list[int] | None = None
-    """speaker, classify: the blocks that are read, 1..blocks or those of a list; all of them where absent."""
+    """The blocks that are read, 1..blocks or (speaker, classify) those of a list; all of them where absent."""
     adaptor_dim: int = Field(0, ge=0)
     """speaker, classify: every block is read through a bottleneck of its own, so wide, and all of them stand side by
     side (see tasks/pooling.py): what a frozen trunk asks for. 0: a learnt weighting of the blocks as they are."""

@@ -12,7 +12,15 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from speech_mtl.config import Config, ConfigError, parse_config
+from speech_mtl.config import Config, ConfigError, TaskConfig, parse_config
+
+TASK_KEYS = {
+    **dict.fromkeys(["intermediate", "consistency"], ["asr"]),
+    **dict.fromkeys(["crop_s", "embedding_dim", "margin", "scale", "teacher", "lda_dim"], ["speaker"]),
+    **dict.fromkeys(["adaptor_dim", "spectrum"], ["speaker", "classify"]),
+    "label": ["classify"],
+}
+"""Settings that belong to some types of tasks alone."""
 
 
 def recipe_names() -> list[str]:
@@ -39,11 +47,24 @@ def load_recipe(recipe: str | Path, overrides: list[str] | None = None) -> Confi
     for override in overrides or []:
         override_values(values, override)
     config = parse_config(inherit(values), str(recipe))
+    _check_task_keys(config, str(recipe))
     half = config.features.sample_rate / 2
     if config.features.f_max_hz > half and not config.train.init:  # models trained so before still load and learn on
         found = f"found {config.features.f_max_hz:g}, accepted: half of sample_rate, {half:g}, or less"
         raise ConfigError(f"recipe {recipe}: features.f_max_hz: {found}; mel bins above it would stay empty")
     return config
+
+
+def _check_task_keys(config: Config, origin: str) -> None:
+    """Raises ConfigError for a setting of a task that is for tasks of another type: it would do nothing."""
+    for name, task in config.tasks.items():
+        for key, types in TASK_KEYS.items():
+            value = getattr(task, key)
+            if task.type not in types and value != TaskConfig.model_fields[key].default:
+                raise ConfigError(
+                    f"{origin}: tasks.{name}.{key} is {value!r}, and '{name}' is of type {task.type}; take it out: "
+                    f"it is for tasks of type {' and '.join(types)}"
+                )
 
 
 def override_values(values: dict[str, Any], override: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import json
 import math
+import pickle
 import sys
 import time
 from collections.abc import Iterator
@@ -346,7 +347,10 @@ class Trainer:
         return {name: value for name, value in model.state_dict().items() if not name.startswith(frozen)}
 
     def load_state(self, path: Path) -> None:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise CheckpointError(f"{path}: damaged, or no state of a run ({type(error).__name__})") from None
         before, now = json.loads(state["config"]), self.config.model_dump()
         if changed := [
             f"{s}.{k}" for s in now for k in now[s] if before.get(s, {}).get(k) != json.loads(json.dumps(now[s][k]))

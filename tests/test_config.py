@@ -61,6 +61,20 @@ def test_mel_bins_above_half_the_sample_rate_are_refused_in_recipes_alone() -> N
     assert parse_config({"features": {"sample_rate": 8000}}, "an older model").features.f_max_hz == 8000
 
 
+@pytest.mark.parametrize(
+    ("override", "types"),
+    [
+        ("asr.label=transcript", "classify"),
+        ("speaker.consistency=0.2", "asr"),
+        ("asr.spectrum=false", "speaker and cl"),
+    ],
+)
+def test_a_setting_for_tasks_of_another_type_is_refused(override: str, types: str) -> None:
+    key = override.split("=")[0]
+    with pytest.raises(ConfigError, match=rf"^fsdd: tasks\.{key} is .*; take it out: it is for tasks of type {types}"):
+        load_recipe("fsdd", [f"tasks.{override}"])
+
+
 def test_overrides() -> None:
     overrides = ["train.epochs=3", "text.case=upper", "augment.speeds=[1.0, 1.1]", "tasks.g.type=classify"]
     config = load_recipe("fsdd", overrides)

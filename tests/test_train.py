@@ -171,6 +171,11 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, s
     values["train"]["lr"] = 1e-4
     with pytest.raises(CheckpointError, match=r"another config; these differ: train\.lr"):
         train(parse_config(values, "x"), tmp_path / "run", resume=True)
+    whole = (tmp_path / "run/training/state.pt").read_bytes()
+    for content in (whole[:10000], b"", b"no state"):
+        (tmp_path / "run/training/state.pt").write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"state\.pt: damaged, or no state of a run"):
+            train(parse_config(values, "x"), tmp_path / "run", resume=True)
     (tmp_path / "run/training/state.pt").unlink()
     with pytest.raises(CheckpointError, match="already holds a model, and no state to resume from"):
         train(parse_config(values, "x"), tmp_path / "run")
