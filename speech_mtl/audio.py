@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lhotse.cut import Cut
 
 Audio = str | Path | tuple[np.ndarray, int]
-"""A file, or samples (N,) or (N, channels) with their rate in Hz."""
+"""A file, or samples (N,) or (N, channels) with their rate in Hz; signed integers are PCM of their width."""
 
 PIPE = Path("-")
 """Stands for stdin, through which wav alone can be read: other formats need going back in the file."""
@@ -121,9 +121,9 @@ def watched(
         yield block
 
 
-def load_audio(path: str | Path, sample_rate: int) -> np.ndarray:
+def load_audio(audio: Audio, sample_rate: int) -> np.ndarray:
     """The recording's samples as float32 mono (N,) at `sample_rate` in Hz, channels averaged. Raises AudioError."""
-    return np.concatenate(list(open_sound(path, sample_rate).blocks))
+    return np.concatenate(list(open_sound(audio, sample_rate).blocks))
 
 
 def cut_audio(cut: Cut) -> Audio:
@@ -139,14 +139,6 @@ def reason_of(error: Exception) -> str:
     said = str(error).strip() or repr(error)
     first = re.search(r"^Exception #0 .*?: <class .*?>: (.*)", said, re.MULTILINE)
     return (first[1] if first else said.splitlines()[0])[:300]
-
-
-def as_mono(samples: np.ndarray, rate: int, sample_rate: int) -> np.ndarray:
-    """Samples (N,) or (N, channels) at `rate` Hz -> checked float32 (N,) at `sample_rate` Hz. Raises AudioError.
-
-    Signed integers are taken as PCM of their width.
-    """
-    return np.concatenate(list(open_sound((samples, rate), sample_rate).blocks))
 
 
 def _opened(path: Path) -> soundfile.SoundFile:

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 # fields of an evaluation's rows and summary beside the tasks' own (data.describe_cut, evaluate.summarize)
 ROW_FIELDS = set("id audio start_s duration_s true_speaker altered compute_s error cost utterances failed".split())
 
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""What NumPy takes."""
+Seed = Annotated[int, Field(ge=0, lt=2**32)]  # what NumPy takes
 
 
 class ConfigError(ValueError):

@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from speech_mtl.audio import AudioError, Level, as_mono, load_audio, open_sound, resample, resampled
+from speech_mtl.audio import AudioError, Level, load_audio, open_sound, resample, resampled
 
 RATE = 16000
 
@@ -129,8 +129,8 @@ def test_a_wav_without_sound_is_not_heard_by_its_metadata(tmp_path: Path, kind: 
 
 def test_channels_are_averaged() -> None:
     left, right = tone(0.2), tone(0.2, frequency_hz=1000)
-    np.testing.assert_allclose(as_mono(np.stack([left, right], axis=1), RATE, RATE), (left + right) / 2, atol=1e-7)
-    np.testing.assert_allclose(as_mono((left * 32768).astype(np.int16), RATE, RATE), left, atol=1 / 32768)
+    np.testing.assert_allclose(load_audio((np.stack([left, right], axis=1), RATE), RATE), (left + right) / 2, atol=1e-7)
+    np.testing.assert_allclose(load_audio(((left * 32768).astype(np.int16), RATE), RATE), left, atol=1 / 32768)
 
 
 @pytest.mark.parametrize("other", [-1.0, -0.97])
@@ -138,10 +138,10 @@ def test_channels_in_opposite_phase_do_not_cancel(other: float) -> None:
     """A balanced microphone recorded as two channels: their mean is silence, and what was said would be lost."""
     voice = tone(0.5, RATE)
     pair = np.stack([other * voice, voice], axis=1)
-    np.testing.assert_allclose(np.abs(as_mono(pair, RATE, RATE)), np.abs(voice), atol=1e-6)
+    np.testing.assert_allclose(np.abs(load_audio((pair, RATE), RATE)), np.abs(voice), atol=1e-6)
     one_of_eight = np.stack([voice, *7 * [np.zeros_like(voice)]], axis=1)
-    np.testing.assert_allclose(as_mono(one_of_eight, RATE, RATE), voice / 8, atol=1e-6)
-    assert not as_mono(np.zeros((RATE, 2), np.float32), RATE, RATE).any()
+    np.testing.assert_allclose(load_audio((one_of_eight, RATE), RATE), voice / 8, atol=1e-6)
+    assert not load_audio((np.zeros((RATE, 2), np.float32), RATE), RATE).any()
 
 
 def bad_file(folder: Path, kind: str) -> Path:
@@ -247,12 +247,14 @@ def test_streamed_wav_of_unknown_length_is_whole(tmp_path: Path) -> None:
 )  # fmt: skip
 def test_bad_arrays(samples: np.ndarray, rate: int, message: str) -> None:
     with pytest.raises(AudioError, match=message):
-        as_mono(samples, rate, RATE)
+        load_audio((samples, rate), RATE)
 
 
 def test_a_whole_rate_may_be_a_float() -> None:
     for rate in (8000.0, np.float32(8000), np.int64(8000)):
-        np.testing.assert_array_equal(as_mono(tone(0.5, 8000), rate, RATE), as_mono(tone(0.5, 8000), 8000, RATE))
+        np.testing.assert_array_equal(
+            load_audio((tone(0.5, 8000), rate), RATE), load_audio((tone(0.5, 8000), 8000), RATE)
+        )
 
 
 def test_notes_on_the_level() -> None:
