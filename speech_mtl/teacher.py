@@ -28,6 +28,7 @@ from torchaudio.compliance import kaldi
 from speech_mtl.audio import reason_of
 from speech_mtl.data import DataError, Manifest
 from speech_mtl.engine import EngineError, open_session
+from speech_mtl.inventory import check_ids
 from speech_mtl.tasks import label_of
 from speech_mtl.tasks.speaker import CORPUS_SPEAKERS, VECTORS
 
@@ -82,8 +83,7 @@ def teach(
     Raises DataError.
     """
     cuts = list(Manifest(manifest))
-    if repeated := len(cuts) - len({cut.id for cut in cuts}):
-        raise DataError(f"manifest {manifest}: {repeated} cuts have an id that was there before; ids must differ")
+    check_ids((cut.id for cut in cuts), f"manifest {manifest}")
     part = out.with_name(f"{out.name}.part")
     heard, bad = _begun(part, [teacher.key, list(speeds), hashlib.sha256(manifest.read_bytes()).hexdigest()]), []
     with part.open("a", encoding="utf-8") as file:
