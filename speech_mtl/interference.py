@@ -236,7 +236,7 @@ def propose_branch(pairs: list[dict[str, Any]]) -> tuple[int, str] | None:
     why = "in no shared block is the noise-corrected cosine below zero beyond doubt"
     if unknown := [block for block in blocks if len(measured[block]) < len(places[block])]:
         why += f"; not measurable for all tasks: block {', '.join(unknown)}"
-    return len(blocks), why
+    return int(blocks[-1]), why
 
 
 def _list(values: np.ndarray) -> list[float | None]:

@@ -93,6 +93,8 @@ def test_proposed_branch_point_is_below_the_lowest_conflict_beyond_doubt() -> No
     pair["rho_high"][3] = None  # type: ignore[index]
     branch, why = interference.propose_branch([pair]) or (None, "")
     assert branch == 3 and "not measurable for all tasks: block 3" in why
+    pair |= {"blocks": ["subsampling", "3", "4", "5"], "rho_high": [None, 0.5, 0.2, 0.1]}  # blocks 1 and 2 are frozen
+    assert (interference.propose_branch([pair]) or (None,))[0] == 5
     pair["rho_high"] = [None] * 4
     assert interference.propose_branch([pair]) is None
 
