@@ -145,6 +145,24 @@ def test_counts_of_the_tables_add_up_to_the_summary(eval_dir: Path) -> None:
     assert {tally.label for tally in by_speaker(evidence)} == {*SPEAKERS, "nobody enrolled"}
 
 
+def test_utterances_of_no_class_are_told_apart_from_those_without_a_label(tmp_path: Path, audio: Path) -> None:
+    rows = [make_row(i, audio, SPEAKERS) for i in range(12)]
+    for row in rows:
+        del row["asr"], row["speaker"]
+    for i in (3, 5):
+        rows[i]["gender"]["unknown"] = rows[i]["gender"].pop("ref")
+    rows[7]["gender"].pop("ref")
+    folder = write_eval(tmp_path / "eval", rows)
+    summary = json.loads((folder / "summary.json").read_text())
+    summary["gender"]["unknown_utterances"] = 2
+    (folder / "summary.json").write_text(json.dumps(summary))
+    page = write_report(folder).read_text(encoding="utf-8")
+    assert "No label for gender: 1 of 12 utterances" in page
+    assert "2 utterances are of a class that the model was not trained on." in page
+    assert re.search(r"\| utterances of unknown classes \|\n.*\n.*\| 2 +\|", terminal_markdown(summary))
+    assert "named rightly come first" not in page and "share of wrong words" not in page
+
+
 def test_texts_and_names_are_escaped_wherever_they_come_from(page: str) -> None:
     assert "<script" not in page and "<b>Cy" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page and "&lt;b&gt;Cy&lt;/b&gt;" in page

@@ -36,6 +36,8 @@ def score_table(scores: dict[str, Any]) -> list[tuple[str, str]]:
         return shown
     if "accuracy" in scores:
         shown += [("accuracy", percent(scores["accuracy"])), ("utterances", number(scores["utterances"]))]
+    if kind_of_scores(scores) == "classify" and scores.get("unknown_utterances"):
+        shown += [("utterances of unknown classes", number(scores["unknown_utterances"]))]
     if kind_of_scores(scores) == "speaker":
         shown += [("known speakers", number(scores.get("speakers")))]
         if scores.get("unknown_utterances"):

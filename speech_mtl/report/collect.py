@@ -82,7 +82,7 @@ class Confusion:
     total: int
     right: int
     left_out: int
-    """Labelled utterances of speakers the model has no reference for: no answer would have been right."""
+    """Utterances of speakers that the model has no reference for, or of a class that it lacks: no answer is right."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +225,7 @@ def confusion(evidence: Evidence, task: str) -> Confusion:
     """Who (or what class) was taken for whom, over the labelled utterances that could be answered rightly."""
     labelled = evidence.labelled(task)
     rows = [row[task] for row in labelled if row[task].get("known", True)]
+    of_no_class = sum("unknown" in row.get(task, {}) for row in evidence.rows)
     counts = Counter((str(row["ref"]), str(row["hyp"])) for row in rows)
     of_reference = Counter(str(row["ref"]) for row in rows)
     labels = sorted({label for pair in counts for label in pair})
@@ -234,7 +235,7 @@ def confusion(evidence: Evidence, task: str) -> Confusion:
     cells = [(place[r], place[h], n, n / of_reference[r]) for (r, h), n in sorted(counts.items()) if shown]
     return Confusion(
         labels=shown, cells=cells, commonest=[(r, h, n, of_reference[r]) for n, r, h in errors[:20]], total=len(rows),
-        right=sum(n for (r, h), n in counts.items() if r == h), left_out=len(labelled) - len(rows),
+        right=sum(n for (r, h), n in counts.items() if r == h), left_out=len(labelled) - len(rows) + of_no_class,
     )  # fmt: skip
 
 

@@ -65,7 +65,6 @@ def render_html(evidence: Evidence, eval_dir: Path) -> str:
         title=" / ".join(eval_dir.parts[-2:]),
         tasks=tasks,
         unscored=[name for name in evidence.kinds if name not in task_scores(evidence.summary)],
-        unlabelled={task["name"]: len(evidence.rows) - task["utterances"] for task in tasks},
         summary=evidence.summary,
         cost=cost_table(evidence.summary),
         speakers=speakers[:TABLE_LIMIT],
@@ -81,6 +80,7 @@ def _task_view(evidence: Evidence, name: str, scores: dict[str, Any]) -> dict[st
     view: dict[str, Any] = {
         "name": name, "kind": kind, "title": task_title(name, scores), "scores": scores, "table": score_table(scores),
         "utterances": len(evidence.labelled(name)),
+        "unlabelled": sum(not {"ref", "unknown"} & row.get(name, {}).keys() for row in evidence.rows),
     }  # fmt: skip
     if kind == "asr":
         errors = [row[name]["errors"] for row in evidence.labelled(name)]
