@@ -17,11 +17,12 @@ from speech_mtl.compare import compare, comparison_config, encoder_cost
 from speech_mtl.compare.apart import check_apart
 from speech_mtl.compare.arms import encoder_weights, plan_arms
 from speech_mtl.compare.cost import flops_per_s, own_peak_mb, peak_mb
-from speech_mtl.compare.evidence import Evidence, _is_scored, _proposal
+from speech_mtl.compare.evidence import Evidence, _cost, _is_scored, _proposal
 from speech_mtl.compare.representations import block_vectors, linear_cka, probe_accuracy
-from speech_mtl.compare.runs import make_runs
+from speech_mtl.compare.runs import _note_failure, make_runs
 from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.data import DataError
+from speech_mtl.evaluate import summarize
 
 
 def compare_values(corpus: dict[str, str], **changes: object) -> dict:
@@ -293,6 +294,44 @@ def test_a_recogniser_that_is_kept_is_unchanged(
     assert (found["low"] == found["high"] == 0 and "unchanged" in found["test"]) is (word == "no worse")
 
 
+def test_strangers_alone_have_no_error_and_no_verdict(corpus: dict[str, str], tmp_path: Path) -> None:
+    plan = plan_arms(config_of(corpus, test_enroll=[corpus["dev"]]))
+    runs = [run for run in make_runs(plan, tmp_path) if run.arm.name in ("joint", "branch 1")]
+    for run in runs:
+        answer = {"hyp": "eve", "ref": "ann", "mode": "enrolled", "scores": {"eve": 0.1 * len(run.name), "flo": 0.2}}
+        row = {"id": "u1", "true_speaker": "ann", "duration_s": 1.0, "compute_s": 0.0, "speaker": answer}
+        scores = run.folder / "scores" / "in domain"
+        scores.mkdir(parents=True)
+        (scores / "utterances.jsonl").write_text(json.dumps(row) + "\n")
+        (scores / "summary.json").write_text(json.dumps(summarize([row], {"speaker": "speaker"}, 1)))
+        (run.folder / "done.json").write_text("{}")
+    evidence = Evidence(plan, runs)
+    assert evidence.errors("joint", "in domain") == {}
+    assert evidence.word("joint", "branch 1", "speaker", "in domain") is None
+
+
+def test_a_run_that_is_killed_is_said_to_be(corpus: dict[str, str], tmp_path: Path) -> None:
+    run = make_runs(plan_arms(config_of(corpus)), tmp_path)[0]
+    (run.folder / "run.log").write_text("epoch 1  step 14\n")
+    _note_failure(run, code=-9)
+    assert run.failure() == "ended by signal 9 (Killed); the last line of its log: epoch 1  step 14"
+    _note_failure(run, 1)
+    assert run.failure() == "epoch 1  step 14"
+
+
+def test_cost_is_measured_where_one_seed_of_the_joint_arm_failed(
+    corpus: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = make_runs(plan_arms(config_of(corpus, seeds=[1, 2])), tmp_path)
+    monkeypatch.setattr("speech_mtl.compare.evidence.measure_cost", lambda joint, singles: [joint, *singles])
+    own = [run for run in runs if run.arm.name in ("asr alone", "speaker alone", "joint")]
+    for run in own:
+        (run.folder / ("failed.txt" if run.arm.name == "joint" else "done.json")).write_text("{}")
+    assert _cost(Evidence(plan_arms(config_of(corpus)), own)) is None
+    (own[-1].folder / "done.json").write_text("{}")
+    assert _cost(Evidence(plan_arms(config_of(corpus)), own)) == [own[-1].folder, "asr alone", "speaker alone"]
+
+
 def test_peak_memory_is_the_measured_process_own() -> None:
     ballast = np.ones(10**8)  # 800 MB here, which a child's getrusage would count as its own
     assert 100 < peak_mb([]) < 800
@@ -336,6 +375,22 @@ def test_block_k_is_block_k_whatever_a_head_reads(corpus: dict[str, str]) -> Non
         found.append(block_vectors(model, [corpus["dev"]], config)[0])
     for vectors in found:
         assert len(vectors) == 2 and all(np.allclose(x, y) for x, y in zip(vectors, found[0], strict=True))
+
+
+def test_recordings_that_cannot_be_read_are_left_out_of_the_vectors(corpus: dict[str, str], tmp_path: Path) -> None:
+    """Also where a whole batch is of them."""
+    values = tiny_values(corpus)
+    values["data"]["max_duration_s"] = 0.2  # a batch an utterance
+    config = parse_config(values, "test")
+    cuts = list(CutSet.from_file(corpus["dev"]))
+    cuts[0].recording.sources[0].source = "nowhere.wav"
+    manifest = str(tmp_path / "some.jsonl.gz")
+    CutSet.from_cuts(cuts[:4]).to_file(manifest)
+    vectors, labels = block_vectors(tiny_model(config), [manifest], config)
+    assert [len(block) for block in vectors] == [3, 3] and len(labels["speaker"]) == 3
+    CutSet.from_cuts(cuts[:1]).to_file(manifest)
+    with pytest.raises(DataError, match="none of 1 recordings could be read"):
+        block_vectors(tiny_model(config), [manifest], config)
 
 
 def test_probe_reads_what_is_there() -> None:

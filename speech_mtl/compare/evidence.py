@@ -68,7 +68,7 @@ class Evidence:
         return found
 
     def compare(self, arm: str, reference: str, task: str, part: str) -> Comparison | None:
-        """The arm against the reference; None where one of them has no labelled utterance."""
+        """The arm against the reference; None where they have no utterance in common that could be right or wrong."""
         runs = [*self.rows(arm, part), *self.rows(reference, part)]
         if not self.done[arm] or not self.done[reference]:
             return None
@@ -91,8 +91,11 @@ class Evidence:
                 [[[r[task]["scores"][n] for n in names] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
             )
             is_target = [[row[task]["ref"] == name for name in names] for row in a[0]]
-            if {target for row in is_target for target in row} == {True, False}:  # else accuracy, as in `headline`
+            kinds = {target for row in is_target for target in row}
+            if kinds == {True, False}:
                 return eer_bootstrap(scores_a, scores_b, is_target, speakers, confidence=CONFIDENCE)
+            if kinds == {False}:  # strangers alone have no error, as in `headline`; one reference alone has accuracy
+                return None
         right_a, right_b = (
             [[r[task]["ref"] == r[task]["hyp"] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
         )
@@ -155,7 +158,6 @@ def collect(plan: Plan, runs: list[Run]) -> dict[str, Any]:
     config = plan.config
     pairs = [p for arm in evidence.arms if arm.group in ("joint", "user") for p in _interference(evidence, arm)]
     arms = [_arm(evidence, arm) for arm in evidence.arms]
-    joint = next((arm for arm in arms if arm["name"] == "joint"), None)
     parts = list(evidence.sets)
     return {
         "seeds": config.compare.seeds,
@@ -172,7 +174,7 @@ def collect(plan: Plan, runs: list[Run]) -> dict[str, Any]:
         "proposal": _proposal(evidence, arms, [p for p in pairs if p["arm"] == "joint"], parts[0]),
         **_representations(evidence, parts[0]),
         "curves": {arm.name: curve for arm in evidence.arms if (curve := _curve(evidence, arm))},
-        "cost": _cost(evidence) if joint and not joint["failed"] else None,
+        "cost": _cost(evidence),
     }  # fmt: skip
 
 
@@ -334,9 +336,7 @@ def _representations(evidence: Evidence, part: str) -> dict[str, Any]:
 
 
 def _cost(evidence: Evidence) -> dict[str, Any] | None:
-    """One joint pass against one pass of every single model, on the same input."""
-    singles = [f"{task} alone" for task in evidence.kinds]
-    if not all(evidence.done[name] for name in singles):
-        return None
-    joint = evidence.done["joint"][0].folder
-    return measure_cost(joint, {name: evidence.done[name][0].folder for name in singles})
+    """One joint pass against one pass of every single model, on the same input; None where one of them is lacking."""
+    names = ["joint", *(f"{task} alone" for task in evidence.kinds)]
+    folders = {name: evidence.done[name][0].folder for name in names if evidence.done[name]}
+    return measure_cost(folders.pop("joint"), folders) if len(folders) == len(names) else None

@@ -12,7 +12,7 @@ import torch
 from lhotse import CutSet
 
 from speech_mtl.config import Config
-from speech_mtl.data import batches, read_cuts
+from speech_mtl.data import DataError, batches, read_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import label_of
 
@@ -25,6 +25,7 @@ def block_vectors(
     """([(N, 2·D) a block], labels of the config's tasks but recognition by name), of up to 400 utterances.
 
     The blocks are all those on the way to the model's first task, so that block k is block k in every model.
+    Raises DataError where none of them can be read.
     """
     cuts = sorted(read_cuts(manifests), key=lambda cut: cut.id)
     spread = np.linspace(0, len(cuts) - 1, min(len(cuts), UTTERANCES)).round().astype(int)
@@ -34,6 +35,8 @@ def block_vectors(
     first = next(iter(model.tasks))
     found: dict[str, tuple[list[torch.Tensor], dict[str, str | None]]] = {}
     for batch in batches(chosen, model.config):
+        if not batch.cuts:
+            continue
         with torch.inference_mode():
             frames = model.trunk(batch.audio_BN, batch.samples_B)
             blocks = model.way_to_head(first, frames)
@@ -41,6 +44,8 @@ def block_vectors(
             own = [block[i, : int(frames.lengths_B[i])] for block in blocks]
             vectors = [torch.cat([x.mean(0), x.std(0, correction=0)]) for x in own]
             found[cut.id] = vectors, {task: label_of(cut, name) for task, name in labelled.items()}
+    if not found:
+        raise DataError(f"none of {len(cuts)} recordings could be read")
     order = sorted(found)  # the same for every model, whatever their batches were
     stacked = [np.stack([found[i][0][b].numpy() for i in order]).astype(np.float64) for b in range(len(blocks))]
     return stacked, {task: [found[i][1][task] for i in order] for task in labelled}

@@ -107,7 +107,7 @@ def run_all(runs: list[Run], jobs: int, console: Console) -> None:
                     finished += 1
                     shown.advance(bar)
                     if process.returncode:
-                        _note_failure(run)
+                        _note_failure(run, process.returncode)
                     left_min = (time.monotonic() - started) / finished * (len(waiting) + len(running)) / 60
                     outcome = f"failed: {run.failure()}" if process.returncode else "done"
                     console.print(f"{run.name}: {outcome}; about {left_min:.0f} min left", highlight=False)
@@ -158,9 +158,12 @@ def _start(run: Run, jobs: int) -> subprocess.Popen:
         )  # fmt: skip
 
 
-def _note_failure(run: Run) -> None:
+def _note_failure(run: Run, code: int) -> None:
     lines = (run.folder / "run.log").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    (run.folder / "failed.txt").write_text(lines[-1] if lines else "ended without a word", encoding="utf-8")
+    reason = lines[-1] if lines else "ended without a word"
+    if code < 0:  # killed, as for want of memory: that line is of its training and no reason
+        reason = f"ended by signal {-code} ({signal.strsignal(-code)}); the last line of its log: {reason}"
+    (run.folder / "failed.txt").write_text(reason, encoding="utf-8")
 
 
 def work(folder: Path) -> None:
