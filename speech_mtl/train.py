@@ -276,8 +276,12 @@ class Trainer:
     def _evaluate(self, console: TrainingConsole) -> None:
         """Score the averaged weights on the dev data and keep them where they are the best so far.
 
-        Raises RecognitionLost where they have passed trunk.max_wer_increase.
+        Raises RecognitionLost where they have passed trunk.max_wer_increase, CheckpointError where training diverged.
         """
+        if not all(bool(weight.isfinite().all()) for weight in self.raw_model.parameters()):  # words come of NaN, too
+            raise CheckpointError(
+                f"training diverged: after epoch {self.epoch} the weights are no numbers; a lower train.lr may help"
+            )
         lost = ""
         if self.accelerator.is_main_process:
             model = self.average.module if self.config.train.ema_decay else self.raw_model

@@ -110,6 +110,16 @@ def test_refusals(corpus: dict[str, str], tmp_path: Path) -> None:
         train(parse_config(values, "x"), tmp_path / "d", resume=True)
 
 
+def test_training_that_diverges_ends(corpus: dict[str, str], tmp_path: Path) -> None:
+    """A recogniser of weights that are no numbers writes words, and its WER would be taken for a model's."""
+    values = tiny_values(corpus)
+    del values["tasks"]["speaker"]
+    values["train"] |= {"epochs": 1, "lr": 1e30, "warmup_epochs": 0.01}
+    with pytest.raises(CheckpointError, match="training diverged: after epoch 1 the weights are no numbers"):
+        train(parse_config(values, "test"), tmp_path / "run")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
 def test_a_model_is_chosen_by_what_its_card_says(corpus: dict[str, str], tmp_path: Path) -> None:
     values = tiny_values(corpus)
     values["train"] |= {"epochs": 1, "select": "speaker"}
