@@ -235,6 +235,7 @@ def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:
     assert verdicts["asr"]["low"] <= verdicts["asr"]["difference"] <= verdicts["asr"]["high"]
     alone, joint = (arms[n]["scores"]["in domain"]["asr"]["mean"] for n in ("asr alone", "joint"))
     assert verdicts["asr"]["difference"] == pytest.approx(joint - alone, abs=1e-6)
+    assert found["tasks"]["speaker"]["metrics"] == dict.fromkeys(("in domain", "dev"), "accuracy error")
     assert found["interference"][0]["blocks"] == ["subsampling", "1", "2"]
     assert {c["a"] for c in found["cka"]} == {"asr alone", "speaker alone"} and found["probe"]
     assert 0.4 < found["cost"]["parameter_ratio"] < 0.7 and arms["branch 1"]["parameters"] > arms["joint"]["parameters"]

@@ -421,6 +421,21 @@ def test_a_missing_file_and_a_broken_one_are_named(tmp_path: Path) -> None:
         write_comparison(tmp_path)
 
 
+def test_every_set_has_its_own_kind_of_error(tmp_path: Path) -> None:
+    """Speakers known from training in domain, enrolled ones out of it; the dev speakers are known ones, too."""
+    compare = make_compare()
+    places = {"in domain": "accuracy error", "out of domain": "eer", "dev": "accuracy error"}
+    compare["tasks"]["speaker"] = {"type": "speaker", "metrics": places}
+    page = write(tmp_path, compare)
+    heads = [squeezed(table[0][2]) for table in Reader(page).tables if len(table[0]) > 2 and "asr: word" in table[0][1]]
+    assert heads == ["speaker: share answered wrongly", "speaker: equal error rate"]
+    axes = re.findall(r"difference in ([a-z ]+), percentage", page)
+    assert axes == ["word error rate"] * 2 + ["share answered wrongly", "equal error rate"]
+    assert "dev share answered wrongly, %" in page and "dev equal error rate" not in page
+    text = (tmp_path / "compare.md").read_text()
+    assert [f"speaker: {found}" for found in re.findall(r"\| speaker: ([a-z ]+[a-z]) +\|", text)] == heads
+
+
 def test_not_a_number_counts_as_absent() -> None:
     compare = make_compare()
     arm_of(compare, "joint")["scores"]["in domain"]["asr"] = {

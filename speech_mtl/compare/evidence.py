@@ -165,7 +165,7 @@ def collect(plan: Plan, runs: list[Run]) -> dict[str, Any]:
         "margin": config.compare.margin,
         "margin_points": config.compare.margin_points,
         "confidence": CONFIDENCE,
-        "tasks": {name: {"type": kind, "metric": _metric(evidence, name)} for name, kind in evidence.kinds.items()},
+        "tasks": {name: {"type": kind, "metrics": _by_set(evidence, kind)} for name, kind in evidence.kinds.items()},
         "sets": {part: {"manifests": evidence.sets[part]["manifests"], "utterances": _utterances(evidence, part)}
                  for part in parts},
         "arms": arms,
@@ -178,11 +178,12 @@ def collect(plan: Plan, runs: list[Run]) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _metric(evidence: Evidence, task: str) -> str:
-    if evidence.kinds[task] == "asr":
-        return "wer"
-    enrolled = evidence.sets["in domain"]["enroll"] and evidence.kinds[task] == "speaker"
-    return "eer" if enrolled else "accuracy error"
+def _by_set(evidence: Evidence, kind: str) -> dict[str, str]:
+    """What a task's error is on every test set and the dev data: speakers may be enrolled in one and not in another."""
+    enroll = {part: of_part["enroll"] for part, of_part in evidence.sets.items()}
+    enroll["dev"] = evidence.plan.config.data.dev_enroll
+    usual = "wer" if kind == "asr" else "accuracy error"
+    return {part: "eer" if manifests and kind == "speaker" else usual for part, manifests in enroll.items()}
 
 
 def _is_scored(row: dict[str, Any]) -> bool:

@@ -23,7 +23,6 @@ from speech_mtl.report.compare_facts import (
     branch_words,
     facts,
     listed,
-    metric,
     points,
     signed,
     span,
@@ -61,7 +60,7 @@ def _together(c: Comparison) -> list[Advice]:
 
 
 def _verdict_words(c: Comparison, joint: Arm, task: str, verdict: Verdict) -> str:
-    name = metric(c.tasks[task])
+    name = c.metric(task, c.home)
     return {
         "helps": f"learning together helps; its {name} is lower than that of {verdict.against}.",
         "no worse": f"learning together is no worse than {verdict.against}, within the margin set beforehand.",

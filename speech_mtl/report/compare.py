@@ -20,7 +20,6 @@ from speech_mtl.report.compare_facts import (
     branch_words,
     facts,
     listed,
-    metric,
     points,
     read_compare,
     scientific,
@@ -158,7 +157,7 @@ def _markdown(c: Comparison, told: list[Advice], compare: dict[str, Any]) -> str
     parts.append("## The arms")
     for place in c.sets:
         parts.append(f"### Scores and verdicts, {place}")
-        columns = [(f"{task}: {metric(c.tasks[task])}", "difference", "verdict") for task in c.tasks]
+        columns = [(f"{task}: {c.metric(task, place)}", "difference", "verdict") for task in c.tasks]
         header = ["arm", *(name for task_columns in columns for name in task_columns), "Δm"]
         parts.append(markdown_rows(header, [_score_row(c, arm, place) for arm in c.arms]))
     parts.append("### What each arm is")
@@ -240,7 +239,6 @@ def _html(c: Comparison, told: list[Advice]) -> str:
         c=c,
         joint=joint,
         names=listed(list(c.tasks)),
-        metric={task: metric(part) for task, part in c.tasks.items()},
         delta_m=_delta_m,
         advice=[(question, [item for item in told if item.topic == topic]) for topic, question in QUESTIONS.items()],
         anchors={topic: f"evidence-{topic}" for topic in QUESTIONS},

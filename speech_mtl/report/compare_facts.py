@@ -19,7 +19,6 @@ VERDICTS = ("helps", "no worse", "harms", "undecided")
 GOOD = ("helps", "no worse")
 METRICS = {
     "wer": "word error rate",
-    "cer": "character error rate",
     "eer": "equal error rate",
     "accuracy error": "share answered wrongly",
 }
@@ -45,6 +44,9 @@ def _nan(value: Any) -> bool:
 class Task(Part):
     type: str = ""
     metric: str = "error"
+    """What is not in `metrics`, as in a file from before these."""
+    metrics: dict[str, str] = {}
+    """By test set, and 'dev': what the task's error is there."""
 
 
 class DataSet(Part):
@@ -206,6 +208,11 @@ class Comparison(Part):
     def interval(self) -> str:
         return f"{100 * self.confidence:g} % interval"
 
+    def metric(self, task: str, place: str) -> str:
+        """What a task's error on a test set, or 'dev', is, in words."""
+        found = self.tasks[task].metrics.get(place, self.tasks[task].metric)
+        return METRICS.get(found, found)
+
     def arm(self, name: str) -> Arm | None:
         return next((arm for arm in self.arms if arm.name == name), None)
 
@@ -311,10 +318,6 @@ def spread(score: Score) -> str:
     if score.mean is None:
         return ABSENT
     return percent(score.mean) if score.std is None else f"{100 * score.mean:.2f} ± {points(score.std, sign=False)} %"
-
-
-def metric(task: Task) -> str:
-    return METRICS.get(task.metric, task.metric)
 
 
 def branch_words(branch: int | dict[str, int] | None) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from speech_mtl.report.compare_facts import Arm, Comparison, Interference, metric, points, span
+from speech_mtl.report.compare_facts import Arm, Comparison, Interference, points, span
 from speech_mtl.report.figures import ACCENT, CONTRAST, INK, LINE, MUTED, SERIES, panels, svg
 from speech_mtl.report.front import pareto_front
 
@@ -56,7 +56,7 @@ def forest(c: Comparison, task: str, set_name: str, name: str) -> str | None:
     axes.axvline(0, color=INK, linewidth=1)
     axes.set(xlim=(-1.04 * limit, 1.04 * limit), ylim=(len(rows) - 0.5, -0.5))
     axes.set_yticks(range(len(rows)), [_short(arm.name) for arm, _ in rows])
-    axes.set_xlabel(f"← better · {task}: difference in {metric(c.tasks[task])}, percentage points · worse →")
+    axes.set_xlabel(f"← better · {task}: difference in {c.metric(task, set_name)}, percentage points · worse →")
     axes.grid(axis="x", color=LINE, linewidth=0.6)
     axes.set_axisbelow(True)
     return _done(figure, name)
@@ -89,8 +89,8 @@ def pareto(c: Comparison, set_name: str, name: str) -> str | None:
                 axes.errorbar(x, y, *errors[::-1], fmt="none", ecolor=MUTED, elinewidth=0.7)
                 axes.plot(x, y, marker, color=color, markerfacecolor=fill, markersize=6.5, markeredgewidth=1.5)
                 labels.append((x, y, _short(arm.name), color))
-        axes.set_xlabel(f"{pair[0]}: {metric(c.tasks[pair[0]])}, %")
-        axes.set_ylabel(f"{pair[1]}: {metric(c.tasks[pair[1]])}, %")
+        axes.set_xlabel(f"{pair[0]}: {c.metric(pair[0], set_name)}, %")
+        axes.set_ylabel(f"{pair[1]}: {c.metric(pair[1], set_name)}, %")
         axes.grid(color=LINE, linewidth=0.6)
         axes.margins(0.16)
         _place_labels(figure, axes, labels)
@@ -157,7 +157,7 @@ def branch_sweep(c: Comparison, set_name: str, name: str) -> str | None:
         axes.set_title(task, fontsize=9)
         axes.set_xticks([branch for branch, _ in sweep])
         axes.set_xlabel("blocks shared (0: none)")
-        axes.set_ylabel(f"{metric(c.tasks[task])}, %")
+        axes.set_ylabel(f"{c.metric(task, set_name)}, %")
         axes.grid(axis="y", color=LINE, linewidth=0.6)
     _legend(figure, every, 3)
     return _done(figure, name)
@@ -202,7 +202,7 @@ def curves(c: Comparison, name: str) -> str | None:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axes.set_title(task, fontsize=9)
         axes.set_xlabel("epoch")
-        axes.set_ylabel(f"dev {metric(c.tasks[task])}, %")
+        axes.set_ylabel(f"dev {c.metric(task, 'dev')}, %")
         axes.grid(color=LINE, linewidth=0.6)
     _legend(figure, every, 4)
     return _done(figure, name)
