@@ -19,7 +19,7 @@ from speech_mtl.compare.arms import encoder_weights, plan_arms
 from speech_mtl.compare.cost import flops_per_s, own_peak_mb, peak_mb
 from speech_mtl.compare.evidence import Evidence, _cost, _is_scored, _proposal
 from speech_mtl.compare.representations import block_vectors, linear_cka, probe_accuracy
-from speech_mtl.compare.runs import _note_failure, make_runs
+from speech_mtl.compare.runs import Run, _note_failure, make_runs
 from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.data import DataError
 from speech_mtl.evaluate import summarize
@@ -267,6 +267,35 @@ def test_training_confirms_a_proposed_branch_point_or_not(against_1: tuple[str, 
     assert alone and alone["confirmed"] is None
 
 
+def recognised(i: int, speaker: str, wrong: bool, confidence: float = 0.9) -> dict[str, Any]:
+    answer = {"hyp": "x", "ref": "low", "words": [{"text": "x", "confidence": confidence}]}
+    errors = {"substitutions": int(wrong), "deletions": 0, "insertions": 0, "words": 1, "chars": 1, "char_errors": 0}
+    return {"id": f"u{i:03}", "true_speaker": speaker, "asr": answer | {"errors": errors}}
+
+
+def finish(run: Run, rows: list[dict[str, Any]]) -> None:
+    """Leave a run as one that is done."""
+    scores = run.folder / "scores" / "in domain"
+    scores.mkdir(parents=True)
+    rows = [row | {"duration_s": 1.0, "compute_s": 0.0} for row in rows]
+    kinds = {"asr": "asr", "speaker": "speaker"}
+    (scores / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (scores / "summary.json").write_text(json.dumps(summarize(rows, kinds, 1)))
+    (run.folder / "done.json").write_text("{}")
+
+
+def test_utterances_that_would_decide_are_of_more_speakers(corpus: dict[str, str], tmp_path: Path) -> None:
+    """Where whole speakers are drawn, more utterances of the same ones would not do; with six of them they would."""
+    for speakers, told in ((12, True), (6, False)):
+        plan = plan_arms(config_of(corpus))
+        runs = [run for run in make_runs(plan, tmp_path / str(speakers)) if run.arm.name in ("asr alone", "joint")]
+        for run in runs:
+            finish(run, [recognised(i, f"s{i % speakers}", i < 2, 0.9 + 0.01 * len(run.name)) for i in range(24)])
+        found = Evidence(plan, runs).verdict(runs[1].arm, "asr", "in domain")
+        assert found and found["verdict"] == "undecided" and found["needed_utterances"] > 24
+        assert found["needed_speakers"] == (-(-found["needed_utterances"] // 2) if told else None)
+
+
 @pytest.mark.parametrize(("confidence", "word"), [(0.9, "no worse"), (0.8, "undecided")])
 def test_a_recogniser_that_is_kept_is_unchanged(
     corpus: dict[str, str], tmp_path: Path, confidence: float, word: str
@@ -277,18 +306,7 @@ def test_a_recogniser_that_is_kept_is_unchanged(
     for run in runs:
         if run.arm.name in ("asr alone", "frozen asr + speaker"):
             own = confidence if run.arm.group == "transfer" else 0.9
-            rows = [
-                {"id": f"u{i:03}", "true_speaker": f"s{i % 20}", "duration_s": 1.0, "compute_s": 0.0,
-                 "asr": {"hyp": "x", "ref": "low", "words": [{"text": "x", "confidence": own}],
-                         "errors": {"substitutions": int(i % 20 < run.seed), "deletions": 0, "insertions": 0,
-                                    "words": 1, "characters": 1, "character_errors": 0}}}
-                for i in range(200)
-            ]  # fmt: skip
-            scores = run.folder / "scores" / "in domain"
-            scores.mkdir(parents=True)
-            (scores / "utterances.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-            (scores / "summary.json").write_text(json.dumps({"asr": {"wer": run.seed / 20}}))
-            (run.folder / "done.json").write_text("{}")
+            finish(run, [recognised(i, f"s{i % 20}", i % 20 < run.seed, own) for i in range(200)])
     (arm,) = (arm for arm in plan.arms if arm.name.startswith("frozen"))
     found = Evidence(plan, runs).verdict(arm, "asr", "in domain")
     assert found and found["difference"] == 0 and found["verdict"] == word
@@ -300,12 +318,7 @@ def test_strangers_alone_have_no_error_and_no_verdict(corpus: dict[str, str], tm
     runs = [run for run in make_runs(plan, tmp_path) if run.arm.name in ("joint", "branch 1")]
     for run in runs:
         answer = {"hyp": "eve", "ref": "ann", "mode": "enrolled", "scores": {"eve": 0.1 * len(run.name), "flo": 0.2}}
-        row = {"id": "u1", "true_speaker": "ann", "duration_s": 1.0, "compute_s": 0.0, "speaker": answer}
-        scores = run.folder / "scores" / "in domain"
-        scores.mkdir(parents=True)
-        (scores / "utterances.jsonl").write_text(json.dumps(row) + "\n")
-        (scores / "summary.json").write_text(json.dumps(summarize([row], {"speaker": "speaker"}, 1)))
-        (run.folder / "done.json").write_text("{}")
+        finish(run, [{"id": "u1", "true_speaker": "ann", "speaker": answer}])
     evidence = Evidence(plan, runs)
     assert evidence.errors("joint", "in domain") == {}
     assert evidence.word("joint", "branch 1", "speaker", "in domain") is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from math import ceil
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -123,9 +124,11 @@ class Evidence:
         needed = utterances_needed(
             found.low, found.high, found.difference, margin, found.utterances, training_share=found.training_share
         )
+        by_speaker = found.blocks < found.utterances  # more utterances of the same voices would not do
         return {
             "against": reference, "difference": found.difference, "low": found.low, "high": found.high,
             "margin": margin, "verdict": word, "p": found.p, "test": found.test, "needed_utterances": needed,
+            "needed_speakers": ceil(needed * found.blocks / found.utterances) if needed and by_speaker else None,
         }  # fmt: skip
 
     def margin(self, reference: str, task: str, part: str) -> float:

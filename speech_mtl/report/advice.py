@@ -157,7 +157,7 @@ def _control_words(task: str, permuted: str, gained: float, kept: Verdict) -> st
 
 
 def _alternatives(c: Comparison) -> list[Advice]:
-    """Transfer, the frozen recogniser and small single models, where they reach what learning together reaches."""
+    """Transfer, the frozen encoder and small single models, where they reach what learning together reaches."""
     joint = c.joint
     told = []
     for arm in c.arms if joint else []:
@@ -201,8 +201,8 @@ def _alternative_words(arm: Arm, joint: Arm, task: str) -> str:
     means = "by the means over seeds (the two were not tested against one another)"
     if arm.name.startswith("frozen"):
         return (
-            f"A frozen recogniser with a head for {task} ({arm.name}) comes within the margin of {joint.name} for "
-            f"{task}, {means}; it leaves what it is built on as it was."
+            f"A frozen encoder with a head for {task} ({arm.name}) comes within the margin of {joint.name} for {task}, "
+            f"{means}; the task that it was trained for stays as it was."
         )
     if arm.group == "small":
         return (

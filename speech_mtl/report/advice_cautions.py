@@ -7,7 +7,7 @@ from speech_mtl.report.advice_words import Advice, deciding, evidence, figure
 from speech_mtl.report.compare_facts import GOOD, Arm, Comparison, listed, scientific, signed
 
 NEAR_ZERO = 0.01
-"""Below this error of a baseline, a relative measure such as Δm turns single errors into large percentages."""
+"""Below this error of a baseline, a relative measure such as Δm turns small differences into large percentages."""
 IMBALANCE = 3
 """From this ratio of labelled examples on, one task's data outweigh another's."""
 FEW_SEEDS = 3
@@ -28,9 +28,11 @@ def data(c: Comparison) -> list[Advice]:
         text = f"{len(undecided)} of {len(verdicts)} verdicts {c.home} are undecided"
         figures = [f"{c.home}: {number(c.sets[c.home].utterances)} test utterances"]
         if needed:
-            text += f"; {max(needed)[0]:,} test utterances would decide the last of them that can be estimated."
+            text += f"; {max(needed)[0]:,} test utterances would decide {len(needed)} of them"
             figures += [f"{task}, {name}: {n:,} needed" for n, name, task in sorted(needed)[-3:]]
-        told.append(Advice(text.rstrip(".") + ".", tuple(figures), "data"))
+        if seeds := len(undecided) - len(needed):
+            text += f"; for {seeds} more utterances alone would not do, more seeds may"
+        told.append(Advice(f"{text}.", tuple(figures), "data"))
     return told
 
 
@@ -142,8 +144,8 @@ def _delta_m_of(c: Comparison, joint: Arm, set_name: str) -> list[Advice]:
         alone, verdict = c.alone(task), joint.verdict(set_name, task)
         base = alone.error(set_name, task) if alone else None
         if alone and base is not None and base < NEAR_ZERO:
-            text = (f"Δm misleads {set_name}: {task} alone errs so seldom that a single error more or less is a large "
-                    "percentage. Read the differences in points instead.")  # fmt: skip
+            text = (f"Δm misleads {set_name}: {task} alone errs so seldom that a small difference in points is a large "
+                    "percentage. Read the points instead.")  # fmt: skip
             told.append(Advice(text, (mean_gain, figure(c, alone, task, set_name)), "caution"))
         elif gain > 0 and verdict and verdict.verdict == "harms":
             text = f"Δm is above zero {set_name} although {task} is harmed: one task's gain covers another's loss."

@@ -42,6 +42,7 @@ def evidence(c: Comparison, arm: Arm, task: str, set_name: str | None = None) ->
 
 
 def deciding(verdict: Verdict) -> str:
-    if verdict.needed_utterances is None:
-        return "how much test data would decide cannot be estimated from these"
-    return f"about {verdict.needed_utterances:,} test utterances would decide"
+    if verdict.needed_utterances is None:  # see verdicts.utterances_needed
+        return "more test utterances alone would not decide, more seeds may"
+    of_speakers = f" of {verdict.needed_speakers:,} speakers" if verdict.needed_speakers else ""
+    return f"about {verdict.needed_utterances:,} test utterances{of_speakers} would decide"

@@ -12,6 +12,7 @@ from typing import Any
 
 from speech_mtl.report import ABSENT, markdown_rows, number, percent
 from speech_mtl.report.advice import Advice, advice
+from speech_mtl.report.advice_words import deciding
 from speech_mtl.report.compare_facts import (
     GOOD,
     Arm,
@@ -211,8 +212,10 @@ def _made(c: Comparison) -> list[tuple[str, str]]:
     return [
         ("command", c.command or ABSENT), ("commit", c.commit or ABSENT), ("machine", c.machine or ABSENT),
         ("time", minutes), ("seeds", ", ".join(map(str, c.seeds))), ("test data", sets),
-        ("margin, set beforehand", f"{percent(c.margin)} of the reference's error, or {c.margin_points:g} points"),
-        ("confidence", f"{100 * c.confidence:g} %"), ("statistics", "; ".join(_statistics(c)) or ABSENT),
+        ("margin, set beforehand", f"the larger of {percent(c.margin)} of the reference's error and "
+                                   f"{c.margin_points:g} percentage points"),
+        ("confidence", f"{100 * c.confidence:g} %"),
+        ("statistics (A: the arm, B: its reference)", "; ".join(_statistics(c)) or ABSENT),
         ("measuring the conflict", ABSENT if c.overhead is None else f"{percent(c.overhead)} of training time"),
     ]  # fmt: skip
 
@@ -232,6 +235,7 @@ def _html(c: Comparison, told: list[Advice]) -> str:
         "span": span,
         "scientific": scientific,
         "branch": branch_words,
+        "deciding": deciding,
         "signed": signed,
     }
     joint = c.joint
@@ -241,7 +245,6 @@ def _html(c: Comparison, told: list[Advice]) -> str:
         names=listed(list(c.tasks)),
         delta_m=_delta_m,
         advice=[(question, [item for item in told if item.topic == topic]) for topic, question in QUESTIONS.items()],
-        anchors={topic: f"evidence-{topic}" for topic in QUESTIONS},
         figures=_figures(c),
         heats=[_heat(found) for found in c.interference if found.epochs],
         apart=_contrasts(c),
@@ -286,7 +289,7 @@ def _drawn(figures: Iterable[tuple[str, str | None]]) -> list[tuple[str, Any]]:
 
 
 def _contrasts(c: Comparison) -> list[tuple[Arm, list[tuple[str, str, bool]]]]:
-    """(arm, a verdict per task and set, 'contradicts' where a set says 'harms' and another does not)."""
+    """(arm, a verdict per task and set, 'contradicts' where a set says 'harms' and another one of GOOD)."""
     rows = []
     for arm in c.arms:
         cells = []

@@ -74,6 +74,8 @@ class Verdict(Part):
     p: float | None = None
     test: str = ""
     needed_utterances: int | None = None
+    needed_speakers: int | None = None
+    """How many voices those utterances must be of, where speakers were drawn."""
 
     @model_validator(mode="after")
     def _known(self) -> Verdict:
