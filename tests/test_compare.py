@@ -228,6 +228,9 @@ def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:
     arms = {arm["name"]: arm for arm in found["arms"]}
     assert list(arms) == ["asr alone", "speaker alone", "joint", "asr to speaker", "branch 1", "broken"]
     assert "nowhere" in arms["broken"]["failed"]["1"] and not found["complete"]
+    assert {name: arm["branch"] for name, arm in arms.items() if len(arm["tasks"]) > 1} == {
+        "joint": 2, "branch 1": 1, "broken": 2
+    }  # fmt: skip
     assert not any(arm["failed"] for name, arm in arms.items() if name != "broken")
     assert arms["joint"]["examples"] == {"asr": 48, "speaker": 48} and arms["asr alone"]["examples"] == {"asr": 48}
     verdicts = arms["joint"]["verdicts"]["in domain"]

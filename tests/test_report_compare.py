@@ -504,6 +504,11 @@ def no_interval(compare: dict[str, Any]) -> None:
     compare["interference"][0] |= {"rho_low": [], "rho_high": None}
 
 
+def plain_sum(compare: dict[str, Any]) -> None:
+    """Among the methods, with all weights 1."""
+    arm_of(compare, "dwa")["method"] = "fixed"
+
+
 def by_seeds(compare: dict[str, Any]) -> None:
     """One verdict that no number of utterances decides."""
     verdicts = [v for arm in compare["arms"] for v in arm["verdicts"].get("in domain", {}).values()]
@@ -556,9 +561,10 @@ CASES: list[tuple[str, Callable[[dict[str, Any]], None], str, str]] = [
      "helps. [pcgrad, in domain: asr 4.50", "uncertainty: lies outside"),
     ("weights", nothing, "dwa: does not help; it lies inside the front", "dwa: lies outside"),
     ("weights", nothing, "None of the 4 fixed weights is 'helps' or 'no worse' for every task", ""),
+    ("weights", plain_sum, "None of the 5 fixed weights is 'helps' or 'no worse' for every task", "dwa:"),
     ("data", imbalance, "asr has 8.0 times the examples of speaker. [asr: 2,400 labelled examples; speaker: 300", ""),
     ("data", nothing, "4,100 test utterances would decide 9 of them. [", "out of balance"),
-    ("data", by_seeds, "would decide 8 of them; for 1 more utterances alone would not do, more seeds may. [", ""),
+    ("data", by_seeds, "would decide 8 of them; 1 need more seeds, not test utterances alone. [", ""),
     ("cost", nothing, "takes 53.00 % of the time of separate passes over the same audio. [time ratio 0.53; "
      "real-time factor 0.0107 joint, 0.0202 apart]", "saves no time"),
     ("cost", lambda c: c["cost"].update(time_ratio=1.1), "it saves no time", ""),

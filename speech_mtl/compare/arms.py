@@ -33,8 +33,6 @@ class Arm:
     overrides: tuple[str, ...] = ()
     start_from: str = ""
     """The arm whose model of the same seed it starts from."""
-    branch: int | None = None
-    """The branch point that all tasks have, where they have one in common."""
 
     @property
     def folder(self) -> str:
@@ -90,7 +88,7 @@ def plan_arms(config: Config) -> Plan:
     everything = tuple(names)
     for name in names:
         plan.add(Arm(_alone(name), f"{name} alone", "single", (name,)))
-    plan.add(Arm("joint", "joint, as the recipe has it", "joint", everything, branch=_common_branch(config)))
+    plan.add(Arm("joint", "joint, as the recipe has it", "joint", everything))
     for source, target in permutations(names, 2):
         title = f"{target} alone, started from the encoder of {source} alone"
         plan.add(Arm(f"{source} to {target}", title, "transfer", (target,), start_from=_alone(source)))
@@ -117,7 +115,7 @@ def plan_arms(config: Config) -> Plan:
                 f"compare.branches: {branch} is beyond the trunk's last block, accepted: 0 to {config.encoder.n_blocks}"
             )
         overrides = tuple(f"tasks.{name}.branch={branch}" for name in names)
-        plan.add(Arm(f"branch {branch}", f"blocks 1..{branch} shared", "branch", everything, overrides, branch=branch))
+        plan.add(Arm(f"branch {branch}", f"blocks 1..{branch} shared", "branch", everything, overrides))
     for name, factors in config.compare.weights.items():
         if name not in config.tasks:
             raise ConfigError(f"compare.weights: no task '{name}'; accepted: {', '.join(names)}")
@@ -130,13 +128,12 @@ def plan_arms(config: Config) -> Plan:
             weight = factor * config.tasks[name].weight
             plan.add(Arm(
                 f"{name} x{factor:g}", f"weight of {name} {weight:g}", "weight", everything,
-                (f"tasks.{name}.weight={weight!r}",), branch=_common_branch(config),
+                (f"tasks.{name}.weight={weight!r}",),
             ))  # fmt: skip
     for method in config.compare.methods:
         plan.add(Arm(
             method, f"weighting by {method}", "method", everything,
             (f'train.weighting="{method}"', *(f"tasks.{n}.weight=1.0" for n in names if config.tasks[n].weight > 0)),
-            branch=_common_branch(config),
         ))  # fmt: skip
     for name, own in config.compare.arms.items():
         plan.add(Arm(name, name, "user", everything, tuple(own)))
@@ -169,9 +166,10 @@ def _alone(task: str) -> str:
     return f"{task} alone"
 
 
-def _common_branch(config: Config) -> int | None:
+def common_branch(config: Config) -> int | None:
+    """The branch point that all tasks have; None for one task, and where they have none in common."""
     points = {config.branch_point(name) for name in config.tasks}
-    return points.pop() if len(points) == 1 else None
+    return points.pop() if len(points) == 1 < len(config.tasks) else None
 
 
 def _small_width(plan: Plan) -> int:

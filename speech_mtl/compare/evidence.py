@@ -16,7 +16,7 @@ from typing import Any
 
 from speech_mtl import interference
 from speech_mtl.checkpoint import load_model
-from speech_mtl.compare.arms import Arm, Plan
+from speech_mtl.compare.arms import Arm, Plan, common_branch
 from speech_mtl.compare.cost import flops_per_s, measure_cost
 from speech_mtl.compare.representations import block_vectors, linear_cka, probe_accuracy
 from speech_mtl.compare.runs import Run, test_sets
@@ -201,8 +201,9 @@ def _utterances(evidence: Evidence, part: str) -> int:
 def _arm(evidence: Evidence, arm: Arm) -> dict[str, Any]:
     config = evidence.plan.config_of(arm, evidence.plan.config.compare.seeds[0])
     facts: dict[str, Any] = {
-        "name": arm.name, "title": arm.title, "group": arm.group, "tasks": list(arm.tasks), "branch": arm.branch,
-        "weights": {name: task.weight for name, task in config.tasks.items()}, "method": config.train.weighting,
+        "name": arm.name, "title": arm.title, "group": arm.group, "tasks": list(arm.tasks),
+        "branch": common_branch(config), "weights": {name: task.weight for name, task in config.tasks.items()},
+        "method": config.train.weighting,
         "failed": evidence.failed[arm.name], "delta_m": None, "scores": {}, "verdicts": {},
     }  # fmt: skip
     facts |= _size(evidence, arm, config)

@@ -20,7 +20,6 @@ from speech_mtl.report.compare_facts import (
     Comparison,
     Interference,
     Verdict,
-    branch_words,
     facts,
     listed,
     points,
@@ -243,7 +242,7 @@ def _proposed(c: Comparison) -> list[Advice]:
     proposal = c.proposal
     if proposal is None:
         return []
-    where = f"to share blocks up to {branch_words(proposal.branch)}"
+    where = f"to share blocks up to {proposal.branch}"
     why = f" ({proposal.why.rstrip('. ')})" if proposal.why else ""
     arms = [arm for item in proposal.tested if (arm := c.arm(item.arm))]
     if c.joint and arms and c.joint not in arms:
@@ -256,7 +255,7 @@ def _proposed(c: Comparison) -> list[Advice]:
         None: f"The measured conflict proposes {where}{why}; training has neither confirmed nor refuted it. "
         "Conflict is a suspicion, not a proof.",
     }[proposal.confirmed]
-    return [Advice(text, figures or (f"proposed branch point {branch_words(proposal.branch)}",), "branch")]
+    return [Advice(text, figures or (f"proposed branch point {proposal.branch}",), "branch")]
 
 
 def _blocks(c: Comparison) -> list[Advice]:

@@ -18,7 +18,6 @@ from speech_mtl.report.compare_facts import (
     Arm,
     Comparison,
     Interference,
-    branch_words,
     facts,
     listed,
     points,
@@ -146,7 +145,7 @@ def proposal_line(c: Comparison) -> str:
         None: "neither confirmed nor refuted by training" if trained else "not yet tested by training",
     }
     why = f" {c.proposal.why.rstrip('. ')};" if c.proposal.why else ""
-    return f"branch point {branch_words(c.proposal.branch)}:{why} {state[c.proposal.confirmed]}"
+    return f"branch point {c.proposal.branch}:{why} {state[c.proposal.confirmed]}"
 
 
 def _markdown(c: Comparison, told: list[Advice], compare: dict[str, Any]) -> str:
@@ -185,7 +184,7 @@ def _score_row(c: Comparison, arm: Arm, place: str) -> list[str]:
 def _effort_row(arm: Arm) -> list[str]:
     weights = ", ".join(f"{task}\u00a0{number(weight)}" for task, weight in arm.weights.items())
     examples = ", ".join(f"{task}\u00a0{number(count)}" for task, count in arm.examples.items())
-    return [arm.name, arm.title or arm.name, branch_words(arm.branch), weights or ABSENT, arm.method,
+    return [arm.name, arm.title or arm.name, number(arm.branch), weights or ABSENT, arm.method,
             examples or ABSENT, number(arm.parameters), scientific(arm.flops_per_s), scientific(arm.train_flops),
             number(arm.train_minutes)]  # fmt: skip
 
@@ -234,7 +233,6 @@ def _html(c: Comparison, told: list[Advice]) -> str:
         "spread": spread,
         "span": span,
         "scientific": scientific,
-        "branch": branch_words,
         "deciding": deciding,
         "signed": signed,
     }

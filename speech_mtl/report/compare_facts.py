@@ -91,7 +91,7 @@ class Arm(Part):
     title: str = ""
     group: str = "user"
     tasks: list[str]
-    branch: int | dict[str, int] | None = None
+    branch: int | None = None
     weights: dict[str, float | None] = {}
     method: str = "fixed"
     examples: dict[str, int | None] = {}
@@ -132,12 +132,12 @@ class Interference(Part):
 
 
 class Trained(Part):
-    branch: int | dict[str, int] | None = None
+    branch: int
     arm: str
 
 
 class Proposal(Part):
-    branch: int | dict[str, int] | None = None
+    branch: int
     why: str = ""
     tested: list[Trained] = []
     confirmed: bool | None = None
@@ -243,14 +243,14 @@ class Comparison(Part):
 
     def sweep(self) -> list[tuple[int, Arm]]:
         """(branch point, arm), by branch point: the branch arms, and the joint arm where none stands in its place."""
-        found = {arm.branch: arm for arm in self.arms if arm.group == "branch" and isinstance(arm.branch, int)}
-        if self.joint and isinstance(self.joint.branch, int):
+        found = {arm.branch: arm for arm in self.arms if arm.group == "branch" and arm.branch is not None}
+        if self.joint and self.joint.branch is not None:
             found.setdefault(self.joint.branch, self.joint)
         return sorted(found.items())
 
     def fixed_weights(self) -> list[Arm]:
         """The weight sweep with the joint arm in it: fixed weights, one sharing."""
-        return [arm for arm in self._weighted() if arm.method == "fixed" and arm.group in ("joint", "weight")]
+        return [arm for arm in self._weighted() if arm.method == "fixed" and arm.group in ("joint", "weight", "method")]
 
     def methods(self) -> list[Arm]:
         return [arm for arm in self._weighted() if arm.method != "fixed"]
@@ -320,12 +320,6 @@ def spread(score: Score) -> str:
     if score.mean is None:
         return ABSENT
     return percent(score.mean) if score.std is None else f"{100 * score.mean:.2f} ± {points(score.std, sign=False)} %"
-
-
-def branch_words(branch: int | dict[str, int] | None) -> str:
-    if isinstance(branch, dict):
-        return ", ".join(f"{task} {block}" for task, block in branch.items())
-    return ABSENT if branch is None else str(branch)
 
 
 def listed(names: list[str]) -> str:

@@ -150,7 +150,7 @@ def branch_sweep(c: Comparison, set_name: str, name: str) -> str | None:
             means = [100 * (score.mean or 0.0) for _, score in known]
             axes.plot([branch for branch, _ in known], means, "-o", color=ACCENT, markersize=6, label="mean over seeds")
         _alone_line(axes, c, task, set_name)
-        if c.proposal and isinstance(c.proposal.branch, int):
+        if c.proposal:
             axes.axvline(
                 c.proposal.branch, color=CONTRAST, linestyle="--", linewidth=1.4, label="proposed from conflict"
             )
