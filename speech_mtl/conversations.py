@@ -86,6 +86,8 @@ def score(result: Result, cut: Cut, recognizer: Recognizer) -> Row:
     """Counts of one conversation; `summarize` turns them into rates."""
     config = recognizer.model.config.text
     truth = sorted(cut.supervisions, key=lambda s: s.start)
+    if not truth:
+        raise DataError(f"conversation '{cut.id}' has no utterance; accepted are cuts with a supervision an utterance")
     for supervision in truth:
         if supervision.text is None or supervision.speaker is None:
             raise DataError(f"conversation '{cut.id}': utterance '{supervision.id}' lacks a text or a speaker")

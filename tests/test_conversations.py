@@ -186,3 +186,6 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     CutSet.from_cuts([bare]).to_file(tmp_path / "bare.jsonl.gz")
     result = call("evaluate", model, tmp_path / "bare.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
     assert result.exit_code == 1 and "lacks a text or a speaker" in result.stderr
+    CutSet.from_cuts([cuts[0].drop_supervisions()]).to_file(tmp_path / "silent.jsonl.gz")
+    result = call("evaluate", model, tmp_path / "silent.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
+    assert result.exit_code == 1 and f"conversation '{cuts[0].id}' has no utterance" in result.stderr
