@@ -317,7 +317,7 @@ def evaluate(
             on_row(row)
     (out / "summary.json").unlink(missing_ok=True)
     part.replace(out / "utterances.jsonl")
-    summary = summarize(read_rows(out / "utterances.jsonl"), task_kinds(model), count_parameters(model))
+    summary = summarize(read_rows(out / "utterances.jsonl"), task_kinds(model), model.n_parameters)
     for name, task in model.tasks.items():
         if isinstance(task, ASR) and task.decoder and name in summary:
             summary[name]["decoding"] = task.decoder.describe()
@@ -333,7 +333,3 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 def task_kinds(model: SpeechModel) -> dict[str, str]:
     return {name: task.type for name, task in model.config.tasks.items()}
-
-
-def count_parameters(model: SpeechModel) -> int:
-    return model.n_parameters

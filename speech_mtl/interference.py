@@ -123,8 +123,7 @@ def agreement(records: list[dict[str, Any]], weights: dict[str, float], bins: in
     pairs one seems to conflict by chance: all these intervals together are held to 95 % (Bonferroni).
     """
     found = []
-    measured = {task for record in records for task in record["tasks"] if weights[task]}
-    names = sorted(measured, key=_first_seen(records))
+    names = [task for task in dict.fromkeys(t for record in records for t in record["tasks"]) if weights[task]]
     signs = {task: 1 if weight > 0 else -1 for task, weight in weights.items()}
     for a, b in combinations(names, 2):
         both = [record for record in records if a in record["tasks"] and b in record["tasks"]]
@@ -139,11 +138,6 @@ def agreement(records: list[dict[str, Any]], weights: dict[str, float], bins: in
             for side in (-1, 1)
         )  # fmt: skip
     return found
-
-
-def _first_seen(records: list[dict[str, Any]]) -> Any:
-    order = [task for record in records for task in record["tasks"]]
-    return order.index
 
 
 def _pair(records: list[dict[str, Any]], a: str, b: str, signs: dict[str, int], bins: int) -> dict[str, Any]:

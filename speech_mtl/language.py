@@ -253,7 +253,7 @@ class Decoder:
         for name in self.helps:
             title = f"{name} {self.lm.path.name}" if self.lm and name == LANGUAGE_MODEL else name
             counts = [metrics.word_errors(without[name], text) for text, without in texts]
-            changed = sum(c["substitutions"] + c["deletions"] + c["insertions"] for c in counts)
+            changed = sum(map(metrics.word_error_count, counts))
             words = sum(len(text.split()) for text, _ in texts)
             effect = f"changed {changed} of {words} words" if changed else "changed nothing"
             sentences.append(f"{title}: {effect}")

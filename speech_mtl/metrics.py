@@ -31,12 +31,15 @@ def _counts(*values: int) -> dict[str, int]:
     return dict(zip(names, values, strict=True))
 
 
+def word_error_count(counts: dict[str, int]) -> int:
+    return counts["substitutions"] + counts["deletions"] + counts["insertions"]
+
+
 def error_rates(counts: Sequence[dict[str, int]]) -> dict[str, float | int]:
     """wer and cer (sum of errors over sum of lengths) with their counts; None where there is no word to count."""
     total = {name: sum(row[name] for row in counts) for name in _counts(0, 0, 0, 0, 0, 0)}
-    errors = total["substitutions"] + total["deletions"] + total["insertions"]
     rates: dict[str, Any] = {
-        "wer": round(errors / total["words"], 6) if total["words"] else None,
+        "wer": round(word_error_count(total) / total["words"], 6) if total["words"] else None,
         "cer": round(total["char_errors"] / total["chars"], 6) if total["chars"] else None,
     }
     return rates | total | {"utterances": len(counts)}

@@ -31,7 +31,6 @@ from speech_mtl.console import METRICS, TrainingConsole, stopped_by_signals
 from speech_mtl.data import Batch, DataError, batches, length_batches, read_cuts
 from speech_mtl.evaluate import (
     Source,
-    count_parameters,
     enroll_references,
     evaluate_rows,
     fit_speakers,
@@ -263,7 +262,7 @@ class Trainer:
         """Dev WER before the first step, which trunk.max_wer_increase is counted from."""
         if self.accelerator.is_main_process:
             rows = evaluate_rows(self.raw_model.eval(), read_cuts(self.config.data.dev))
-            self.start_wer = self._wer(summarize_dev(rows, self.kinds, count_parameters(self.raw_model), self.failed))
+            self.start_wer = self._wer(summarize_dev(rows, self.kinds, self.raw_model.n_parameters, self.failed))
             if not self.start_wer < math.inf:
                 raise DataError("trunk.max_wer_increase: no utterance of data.dev has a text with a word")
             console.say(f"dev WER before training {100 * self.start_wer:.2f} %")
@@ -292,7 +291,7 @@ class Trainer:
                 enroll = self.config.data.dev_enroll if "speaker" in self.kinds.values() else []
                 references = enroll_references(model, read_cuts(enroll), self._source("dev_enroll")) if enroll else None
                 rows = evaluate_rows(model, read_cuts(self.config.data.dev), references, self._source("dev"))
-                summary = summarize_dev(rows, self.kinds, count_parameters(model), self.failed)
+                summary = summarize_dev(rows, self.kinds, model.n_parameters, self.failed)
             lost = recognition_lost(self.start_wer, self._wer(summary), self.config.trunk.max_wer_increase)
             errors = headline(summary, self.kinds)
             select = self.config.train.select

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from speech_mtl.report import percent
-from speech_mtl.report.advice import TOPICS, Advice, advice
+from speech_mtl.report.advice import Advice, advice
+from speech_mtl.report.advice_words import QUESTIONS
 from speech_mtl.report.compare import terminal_summary, write_comparison
 from speech_mtl.report.compare_facts import facts, points, scientific
 from speech_mtl.report.front import pareto_front, place_against_front
@@ -271,7 +272,7 @@ def test_everything_optional_renders_and_is_sound_html(folders: dict[str, Path],
     assert reader.open == []
     assert len(reader.ids) == len(set(reader.ids))
     for told in advice(compare):
-        assert told.text and told.figures and all(told.figures) and told.topic in TOPICS
+        assert told.text and told.figures and all(told.figures) and told.topic in QUESTIONS
         assert "None" not in (told.text + "".join(told.figures)).replace("None of the", "")
     assert "Cost: " in terminal_summary(compare)
 
@@ -564,7 +565,7 @@ CASES: list[tuple[str, Callable[[dict[str, Any]], None], str, str]] = [
     ("weights", plain_sum, "None of the 5 fixed weights is 'helps' or 'no worse' for every task", "dwa:"),
     ("data", imbalance, "asr has 8.0 times the examples of speaker. [asr: 2,400 labelled examples; speaker: 300", ""),
     ("data", nothing, "4,100 test utterances would decide 9 of them. [", "out of balance"),
-    ("data", by_seeds, "would decide 8 of them; 1 need more seeds, not test utterances alone. [", ""),
+    ("data", by_seeds, "would decide 8 of them; 1 of them only more seeds may decide. [", ""),
     ("cost", nothing, "takes 53.00 % of the time of separate passes over the same audio. [time ratio 0.53; "
      "real-time factor 0.0107 joint, 0.0202 apart]", "saves no time"),
     ("cost", lambda c: c["cost"].update(time_ratio=1.1), "it saves no time", ""),

@@ -51,6 +51,9 @@ class Plan:
             raise ConfigError(f"compare: two arms are called '{arm.name}'; give one of them another name")
         self.arms.append(arm)
 
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
     def config_of(self, arm: Arm, seed: int, start_folder: str = "") -> Config:
         """The arm's recipe. Raises ConfigError for an override that does not fit.
 

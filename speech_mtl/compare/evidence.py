@@ -25,6 +25,7 @@ from speech_mtl.console import METRICS
 from speech_mtl.data import DataError
 from speech_mtl.evaluate import Row, headline, read_rows
 from speech_mtl.inventory import take_inventory
+from speech_mtl.metrics import word_error_count
 from speech_mtl.mixture import read_training
 from speech_mtl.statistics import Comparison, eer_bootstrap, paired_accuracy, paired_wer_bootstrap
 from speech_mtl.verdicts import delta_m, utterances_needed
@@ -81,10 +82,12 @@ class Evidence:
             return Comparison(0.0, 0.0, 0.0, 1.0, UNCHANGED, len(ids), len(ids))
         speakers = [row["true_speaker"] or row["id"] for row in a[0]]
         if self.kinds[task] == "asr":
-            words = [_words(row[task]["errors"]) for row in a[0]]
+            words = [row[task]["errors"]["words"] for row in a[0]]
             if not sum(words):
                 return None
-            ours, theirs = ([[_errors(r[task]["errors"]) for r in rows] for rows in arm_rows] for arm_rows in (a, b))
+            ours, theirs = (
+                [[word_error_count(r[task]["errors"]) for r in rows] for rows in arm_rows] for arm_rows in (a, b)
+            )
             return paired_wer_bootstrap(ours, theirs, words, speakers, confidence=CONFIDENCE)
         if self.kinds[task] == "speaker" and a[0][0][task]["mode"] == "enrolled":
             names = sorted(a[0][0][task]["scores"])
@@ -141,14 +144,6 @@ class Evidence:
         if (found := self.compare(arm, reference, task, part)) is None:
             return None
         return verdict_of(found.difference, found.low, found.high, self.margin(reference, task, part))
-
-
-def _errors(counts: dict[str, int]) -> int:
-    return counts["substitutions"] + counts["deletions"] + counts["insertions"]
-
-
-def _words(counts: dict[str, int]) -> int:
-    return counts["words"]
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -244,7 +239,7 @@ def _size(evidence: Evidence, arm: Arm, config: Config) -> dict[str, Any]:
     views = 2 if any(config.tasks[name].consistency for name in learning) else 1  # every utterance heard twice
     train_flops = views * passes * inventory.duration_s * config.train.epochs
     if arm.start_from:
-        source = next(a for a in evidence.plan.arms if a.name == arm.start_from)
+        source = evidence.plan.arm(arm.start_from)
         source_config = evidence.plan.config_of(source, config.train.seed)
         train_flops += _size(evidence, source, source_config)["train_flops"] or 0.0
     minutes = [_metrics(run)[-1]["elapsed_s"] / 60 for run in runs]

@@ -54,7 +54,7 @@ def make_runs(plan: Plan, out: Path) -> list[Run]:
     for seed in plan.config.compare.seeds:
         for arm in plan.arms:
             run = Run(arm, seed, out / "runs" / arm.folder / f"seed{seed}")
-            start = str(out / "runs" / _arm(plan, arm.start_from).folder / f"seed{seed}") if arm.start_from else ""
+            start = str(out / "runs" / plan.arm(arm.start_from).folder / f"seed{seed}") if arm.start_from else ""
             job = {"config": plan.config_of(arm, seed, start).model_dump(), "sets": sets}
             text = json.dumps(job, indent=1, sort_keys=True) + "\n"
             path = run.folder / "run.json"
@@ -75,10 +75,6 @@ def test_sets(plan: Plan) -> dict[str, dict[str, list[str]]]:
     if compare.out_of_domain:
         sets["out of domain"] = {"manifests": compare.out_of_domain, "enroll": compare.out_of_domain_enroll}
     return sets
-
-
-def _arm(plan: Plan, name: str) -> Arm:
-    return next(arm for arm in plan.arms if arm.name == name)
 
 
 def run_all(runs: list[Run], jobs: int, console: Console) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 from speech_mtl.report import percent
 from speech_mtl.report.advice_cautions import cost_of_sharing, data, delta_m, limits, runs
-from speech_mtl.report.advice_words import TOPICS, Advice, deciding, errors, evidence, figure
+from speech_mtl.report.advice_words import QUESTIONS, Advice, deciding, errors, evidence, figure
 from speech_mtl.report.compare_facts import (
     GOOD,
     Arm,
@@ -34,12 +34,12 @@ KEPT_GAIN = 0.5
 
 
 def advice(compare: dict[str, Any]) -> list[Advice]:
-    """All that can be said, in the order of TOPICS. Raises ValueError where a key is missing or has no such value."""
+    """All that can be said, in the order of QUESTIONS. Raises ValueError for a key that is missing or a wrong value."""
     c = facts(compare)
     parts = (_together, _controls, _alternatives, _branch, _blocks, _weights, data, cost_of_sharing, runs,
              limits, delta_m)  # fmt: skip
     found = [item for part in parts for item in part(c)]
-    return sorted(found, key=lambda item: TOPICS.index(item.topic))
+    return sorted(found, key=lambda item: list(QUESTIONS).index(item.topic))
 
 
 def _together(c: Comparison) -> list[Advice]:

@@ -31,7 +31,7 @@ def data(c: Comparison) -> list[Advice]:
             text += f"; {max(needed)[0]:,} test utterances would decide {len(needed)} of them"
             figures += [f"{task}, {name}: {n:,} needed" for n, name, task in sorted(needed)[-3:]]
         if seeds := len(undecided) - len(needed):
-            text += f"; {seeds} need more seeds, not test utterances alone"
+            text += f"; {seeds} of them only more seeds may decide"
         told.append(Advice(f"{text}.", tuple(figures), "data"))
     return told
 

@@ -6,12 +6,20 @@ from dataclasses import dataclass
 
 from speech_mtl.report.compare_facts import Arm, Comparison, Verdict, points, span, spread
 
-TOPICS = ("together", "branch", "weights", "data", "cost", "caution")
+QUESTIONS = {
+    "together": "Should these tasks be learnt together?",
+    "branch": "Where should they part?",
+    "weights": "How should they be weighed?",
+    "cost": "What does it cost?",
+    "data": "Are the data enough?",
+    "caution": "What to beware of",
+}
+"""What advice answers, in the order of the report."""
 
 
 @dataclass(frozen=True)
 class Advice:
-    """A sentence or two, and the figures from compare.json that it rests on; topic is one of TOPICS."""
+    """A sentence or two, and the figures from compare.json that it rests on; topic is a key of QUESTIONS."""
 
     text: str
     figures: tuple[str, ...]

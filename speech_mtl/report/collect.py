@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from speech_mtl.metrics import word_error_count
+
 Row = dict[str, Any]
 
 DURATION_EDGES_S = (1, 2, 4, 8, 15, 30)
@@ -174,10 +176,6 @@ def _tally(evidence: Evidence, label_of: Callable[[Row], str | None]) -> list[Ta
             tally.named += 1
             tally.right += answer["ref"] == answer["hyp"]
     return list(tallies.values())
-
-
-def word_error_count(errors: dict[str, int]) -> int:
-    return errors["substitutions"] + errors["deletions"] + errors["insertions"]
 
 
 def worst(evidence: Evidence, task: str, limit: int = 15) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from speech_mtl.report import ABSENT, markdown_rows, number, percent
 from speech_mtl.report.advice import Advice, advice
-from speech_mtl.report.advice_words import deciding
+from speech_mtl.report.advice_words import QUESTIONS, deciding
 from speech_mtl.report.compare_facts import (
     GOOD,
     Arm,
@@ -28,14 +28,6 @@ from speech_mtl.report.compare_facts import (
     spread,
 )  # fmt: skip
 
-QUESTIONS = {
-    "together": "Should these tasks be learnt together?",
-    "branch": "Where should they part?",
-    "weights": "How should they be weighed?",
-    "cost": "What does it cost?",
-    "data": "Are the data enough?",
-    "caution": "What to beware of",
-}
 MOST_TIMES = 48
 """Columns of a heat map; finer times are averaged."""
 
@@ -286,7 +278,7 @@ def _drawn(figures: Iterable[tuple[str, str | None]]) -> list[tuple[str, Any]]:
     return [(subject, Markup(figure)) for subject, figure in figures if figure is not None]
 
 
-def _contrasts(c: Comparison) -> list[tuple[Arm, list[tuple[str, str, bool]]]]:
+def _contrasts(c: Comparison) -> list[tuple[Arm, list[tuple[str, bool]]]]:
     """(arm, a verdict per task and set, 'contradicts' where a set says 'harms' and another one of GOOD)."""
     rows = []
     for arm in c.arms:
@@ -294,8 +286,8 @@ def _contrasts(c: Comparison) -> list[tuple[Arm, list[tuple[str, str, bool]]]]:
         for task in c.tasks:
             words = [found.verdict if (found := arm.verdict(place, task)) else ABSENT for place in c.sets]
             contradicts = "harms" in words and bool({*GOOD} & {*words})
-            cells += [(task, word, contradicts) for word in words]
-        if len(c.sets) > 1 and any(word != ABSENT for _, word, _ in cells):
+            cells += [(word, contradicts) for word in words]
+        if len(c.sets) > 1 and any(word != ABSENT for word, _ in cells):
             rows.append((arm, cells))
     return rows
 

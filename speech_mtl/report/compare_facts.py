@@ -219,15 +219,14 @@ class Comparison(Part):
         return next((arm for arm in self.arms if arm.name == name), None)
 
     def alone(self, task: str) -> Arm | None:
-        singles = [arm for arm in self.arms if arm.group == "single" and arm.tasks == [task]]
-        return self.arm(f"{task} alone") or next(iter(singles), None)
+        return next((arm for arm in self.arms if arm.group == "single" and arm.tasks == [task]), None)
 
     @property
     def joint(self) -> Arm | None:
         """The arm the first question is about: everything shared, else the first arm that learns all tasks."""
         everything = [arm for arm in self.arms if self.learns_all(arm) and arm.group not in ("control", "transfer")]
         by_group = [arm for arm in everything if arm.group == "joint"]
-        return self.arm("joint") or next(iter(by_group or everything), None)
+        return next(iter(by_group or everything), None)
 
     def learns_all(self, arm: Arm) -> bool:
         return set(arm.tasks) == set(self.tasks)

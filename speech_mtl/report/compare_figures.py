@@ -100,7 +100,7 @@ def pareto(c: Comparison, set_name: str, name: str) -> str | None:
 def _front_line(axes: Any, fixed_N2: list[list[float]]) -> None:
     front = sorted(fixed_N2[i] for i in pareto_front(fixed_N2)) if fixed_N2 else []
     if front:
-        axes.plot(*zip(*front, strict=True), color=ACCENT, linewidth=1.4, label="front of the fixed weights")
+        axes.plot(*zip(*front, strict=True), color=ACCENT, linewidth=1.4)
 
 
 def _place_labels(figure: Any, axes: Any, labels: list[tuple[float, float, str, str]]) -> None:

@@ -44,8 +44,8 @@ def place_against_front(
         return "inside"
     if _best_lead(fixed, point) <= 0:
         return "on"
-    stds = [[None if std is None else std for std in fixed_std_NK[i]] for i in front]
-    if any(std is None for std in [*std_K, *(std for row in stds for std in row)]):
+    stds = [fixed_std_NK[i] for i in front]
+    if any(std is None for row in (std_K, *stds) for std in row):
         return "outside by less than the spread"
     spread = np.hypot(np.asarray(std_K, dtype=float), np.asarray(stds, dtype=float).max(axis=0))
     return "outside" if _worst_excess(fixed, point + spread) > 0 else "outside by less than the spread"

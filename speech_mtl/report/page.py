@@ -10,6 +10,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from speech_mtl.metrics import word_error_count
 from speech_mtl.report import (
     cost_table,
     figures,
@@ -32,7 +33,6 @@ from speech_mtl.report.collect import (
     confusion,
     example_row,
     kind_of_scores,
-    word_error_count,
     worst,
 )  # fmt: skip
 from speech_mtl.speakers import is_unknown
