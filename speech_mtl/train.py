@@ -48,9 +48,11 @@ from speech_mtl.survey import disjoint_tasks, label_groups
 from speech_mtl.trunk import Average, RecognitionLost, parameter_groups, recognition_lost
 from speech_mtl.weighting import build_weighting
 
+TRY_LOWER = "try a lower train.lr"
+
 
 class Diverged(RuntimeError):
-    """A loss is no number any more, and so will be all weights; the message names the task and what was kept."""
+    """Losses or weights are no numbers any more; the message says which and what was kept."""
 
 
 def train(config: Config, out: str | Path, *, resume: bool = False) -> Path:
@@ -216,7 +218,7 @@ class Trainer:
         if not bool(losses_K.isfinite().all()):
             found = ", ".join(f"{name} {loss:g}" for name, loss in zip(self.gradients.names, losses_K, strict=True))
             where = f"step {self.step} (epoch {self.progress():.2f}) at the learning rate {self._lr():.2g}"
-            raise Diverged(f"stopped: the losses are {found} in {where}; try a lower train.lr; {self._kept()}")
+            raise Diverged(f"stopped: the losses are {found} in {where}; {TRY_LOWER}; {self._kept()}")
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = self._lr() * parameters["factor"]
         for part in self.gradients.parts():  # apart: one task's head must not shorten another's step
@@ -275,12 +277,10 @@ class Trainer:
     def _evaluate(self, console: TrainingConsole) -> None:
         """Score the averaged weights on the dev data and keep them where they are the best so far.
 
-        Raises RecognitionLost where they have passed trunk.max_wer_increase, CheckpointError where training diverged.
+        Raises RecognitionLost where they have passed trunk.max_wer_increase, Diverged where weights are no numbers.
         """
-        if not all(bool(weight.isfinite().all()) for weight in self.raw_model.parameters()):  # words come of NaN, too
-            raise CheckpointError(
-                f"training diverged: after epoch {self.epoch} the weights are no numbers; a lower train.lr may help"
-            )
+        if not all(bool(weight.isfinite().all()) for weight in self.raw_model.parameters()):  # after the last step
+            raise Diverged(f"stopped: weights are no numbers after epoch {self.epoch}; {TRY_LOWER}; {self._kept()}")
         lost = ""
         if self.accelerator.is_main_process:
             model = self.average.module if self.config.train.ema_decay else self.raw_model
