@@ -37,9 +37,14 @@ def normalize(text: str, config: TextConfig) -> str:
 def _keep_or_space(text: str, i: int) -> str:
     char = text[i]
     if char in APOSTROPHES:
-        return "'" if 0 < i < len(text) - 1 and text[i - 1].isalpha() and text[i + 1].isalpha() else " "
-    # marks (M) belong to letters in many scripts; punctuation (P) and symbols (S) separate words
+        return "'" if 0 < i < len(text) - 1 and _in_word(text[i - 1]) and _in_word(text[i + 1]) else " "
+    # punctuation (P) and symbols (S) separate words
     return " " if unicodedata.category(char)[0] in "PSC" else char
+
+
+def _in_word(char: str) -> bool:
+    """Letters (L), but not the apostrophe that is one, and marks (M), which belong to letters in many scripts."""
+    return unicodedata.category(char)[0] in "LM" and char not in APOSTROPHES
 
 
 class Tokenizer:
