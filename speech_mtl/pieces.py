@@ -56,6 +56,7 @@ def from_sentencepiece(data: bytes, size: int, origin: str) -> HFTokenizer:
         fields = list(_fields(data))
         found = [_piece(value) for number, value in fields if number == 1]
         kinds = [dict(_fields(value)).get(3, UNIGRAM) for number, value in fields if number == 2]
+        opens = all(dict(_fields(value)).get(3, 1) for number, value in fields if number == 3)  # add_dummy_prefix
     except (IndexError, KeyError, ValueError, TypeError, AttributeError, struct.error) as error:
         raise CheckpointError(f"{origin}: not a sentencepiece model: {error}") from None
     if not found or len(kinds) != 1:
@@ -77,7 +78,7 @@ def from_sentencepiece(data: bytes, size: int, origin: str) -> HFTokenizer:
         AddedToken(piece, special=kind != USER_DEFINED, normalized=False)
         for piece, _, kind in found if kind in (UNKNOWN, CONTROL, USER_DEFINED)
     ])  # fmt: skip
-    return _with_word_marks(tokenizer)
+    return _with_word_marks(tokenizer, opens)
 
 
 def text_policy(pieces: list[str]) -> TextConfig:
@@ -101,13 +102,17 @@ def _check_pieces(pieces: set[str], size: int, origin: str) -> None:
         raise CheckpointError(
             f"{origin}: no piece starts with '{WORD_MARK}'; accepted: pieces that mark a word's start so"
         )
+    if odd := sorted(piece for piece in pieces if WORD_MARK in piece[1:]):
+        raise CheckpointError(f"{origin}: '{WORD_MARK}' within the piece {odd[0]!r}; accepted: at its start alone")
     if as_bytes := sorted(filter(BYTE_PIECE.fullmatch, pieces)):
         raise CheckpointError(f"{origin}: the piece {as_bytes[0]!r} stands for a byte; accepted: pieces of text")
 
 
-def _with_word_marks(tokenizer: HFTokenizer) -> HFTokenizer:
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always")
-    tokenizer.decoder = decoders.Metaspace(prepend_scheme="always")
+def _with_word_marks(tokenizer: HFTokenizer, first: bool = True) -> HFTokenizer:
+    """Marks in the place of spaces and, with `first`, before a text; none after a user-defined piece within a word."""
+    scheme = "first" if first else "never"
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme)
+    tokenizer.decoder = decoders.Metaspace(prepend_scheme=scheme)
     return tokenizer
 
 

@@ -62,11 +62,11 @@ def hugging_face_tokenizer() -> HFTokenizer:
     return tokenizer
 
 
-def sentencepiece_model(kind: str = "bpe", size: int = PIECES) -> bytes:
+def sentencepiece_model(kind: str = "bpe", size: int = PIECES, **options: object) -> bytes:
     written = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(TEXTS), model_writer=written, vocab_size=size, model_type=kind, bos_id=-1, eos_id=-1,
-        minloglevel=2, hard_vocab_limit=False,
+        minloglevel=2, hard_vocab_limit=False, **options,
     )  # fmt: skip
     return written.getvalue()
 

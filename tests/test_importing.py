@@ -29,7 +29,7 @@ from parakeet import (
 from safetensors.torch import load_file, save_file
 
 from speech_mtl import parity
-from speech_mtl.checkpoint import load_model
+from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import TextConfig
 from speech_mtl.importing import import_model
 from speech_mtl.pieces import from_sentencepiece, text_policy
@@ -163,6 +163,25 @@ def test_a_sentencepiece_model_cuts_texts_as_its_own_library_does(kind: str) -> 
         assert tokenizer.encode(text) == library.encode(clean)
         assert tokenizer.decode(tokenizer.encode(text)) == library.decode(library.encode(clean)) == clean
     assert library.unk_id() in tokenizer.encode("naïve") and tokenizer.unknown("naïve") == {"ï"}
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+@pytest.mark.parametrize("options", [{"user_defined_symbols": "ui"}, {"add_dummy_prefix": False}])
+def test_a_sentencepiece_model_marks_words_as_its_own_library_does(kind: str, options: dict) -> None:
+    data = sentencepiece_model(kind, **options)
+    library = sentencepiece.SentencePieceProcessor(model_proto=data)
+    tokenizer = Tokenizer(from_sentencepiece(data, library.get_piece_size(), "x"), TextConfig())
+    for text in TEXTS:
+        assert tokenizer.encode(text) == library.encode(text) and tokenizer.decode(library.encode(text)) == text
+
+
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_pieces_over_several_words_are_refused(kind: str) -> None:
+    """The words of a transcript would show their marks."""
+    data = sentencepiece_model(kind, treat_whitespace_as_suffix=True)
+    size = sentencepiece.SentencePieceProcessor(model_proto=data).get_piece_size()
+    with pytest.raises(CheckpointError, match="x: '▁' within the piece '.*▁'; accepted: at its start alone"):
+        from_sentencepiece(data, size, "x")
 
 
 @pytest.mark.parametrize(
