@@ -121,7 +121,7 @@ def read_text(given: str) -> str:
         is_file = False
     if is_file:
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8-sig")
         except UnicodeDecodeError:
             raise DecodingError(f"{path}: not a text in UTF-8") from None
     if FILE_NAME.fullmatch(given):

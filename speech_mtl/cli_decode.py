@@ -65,7 +65,7 @@ def _texts(source: Path) -> Iterator[str]:
         yield from (text for cut in read_cuts([source]) if (text := label_of(cut, "text")) is not None)
         return
     try:
-        yield from source.read_text(encoding="utf-8").splitlines()
+        yield from source.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError:
         raise DataError(f"{source}: neither a text in UTF-8 nor a manifest (.jsonl, .jsonl.gz)") from None
 

@@ -11,6 +11,9 @@ from conftest import RATE, make_corpus, needs_kenlm
 from test_cli import call
 from test_recognizer import save_tiny, speech
 
+from speech_mtl.alignment import read_text
+from speech_mtl.cli_decode import _texts
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -63,6 +66,13 @@ def test_align_takes_a_text_or_its_file(place: Path, model: Path) -> None:
     )
     assert from_file.exit_code == 0 and from_file.stdout == ""
     assert json.loads((place / "a.json").read_text())["text"] == "low mid high low"
+
+
+def test_a_byte_order_mark_is_no_letter(place: Path) -> None:
+    """A model that keeps punctuation would have to write it."""
+    (place / "marked.txt").write_text("low mid\n", encoding="utf-8-sig")
+    assert read_text(str(place / "marked.txt")) == "low mid\n"
+    assert list(_texts(place / "marked.txt")) == ["low mid"]
 
 
 def test_nothing_is_written_over_what_it_is_made_from(place: Path, model: Path) -> None:
