@@ -379,10 +379,10 @@ def parse_config(values: dict[str, Any], origin: str) -> Config:
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        raise ConfigError("\n".join(f"{origin}: {_explain(item)}" for item in error.errors())) from None
+        raise ConfigError("\n".join(f"{origin}: {explain(item)}" for item in error.errors())) from None
 
 
-def _explain(item: Any) -> str:
+def explain(item: Any) -> str:
     """One pydantic error as a sentence: the key, the value found, what would be accepted."""
     where = [str(part) for part in item["loc"]]
     if item["type"] != "extra_forbidden":

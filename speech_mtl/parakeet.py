@@ -16,11 +16,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from tokenizers import Tokenizer as HFTokenizer
 from torch import Tensor
 
 from speech_mtl.checkpoint import CheckpointError
-from speech_mtl.config import Config, EncoderConfig, FeatureConfig, TaskConfig, TextConfig
+from speech_mtl.config import Config, EncoderConfig, FeatureConfig, TaskConfig, TextConfig, explain
 
 # Options with the values they have where a config leaves them out (transformers' ParakeetEncoderConfig) ...
 ENCODER = {
@@ -150,9 +151,8 @@ def our_config(source: Source, text: TextConfig) -> Config:
             # its own training had no loss at a middle block, and no dropout before the head
             tasks={"asr": TaskConfig(type="asr", intermediate=0.0, dropout=0.0)},
         )  # fmt: skip
-    except ValueError as error:  # pydantic names our key, which says enough: the two share most of their names
-        problem = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())  # type: ignore[attr-defined]
-        raise CheckpointError(f"{source.origin}: {problem}") from None
+    except ValidationError as error:  # of our key, which says enough: the two share most of their names
+        raise CheckpointError(f"{source.origin}: {'; '.join(map(explain, error.errors()))}") from None
 
 
 # Our blocks' parts and transformers' names of them

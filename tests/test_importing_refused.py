@@ -125,8 +125,8 @@ BAD_FOLDERS: dict[str, tuple[Callable[[Path], Any], str]] = {
         change_json(*ENCODER, intermediate_size=50),
         "intermediate_size is 50; accepted: multiples of hidden_size 32",
     ),
-    "heads": (change_json(*ENCODER, num_attention_heads=3, num_key_value_heads=3), "d_model must be a multiple of"),
-    "subsampling": (change_json(*ENCODER, subsampling_factor=6), "subsampling"),
+    "heads": (change_json(*ENCODER, num_attention_heads=3, num_key_value_heads=3), "bad: config: d_model must be a"),
+    "subsampling": (change_json(*ENCODER, subsampling_factor=6), "subsampling: Input should be 2, 4 or 8, found 6"),
     "mel bins": (change_json("preprocessor_config.json", feature_size=64), "feature_size is 64; accepted: 80"),
     "unknown preprocessor option": (
         change_json("preprocessor_config.json", do_normalize=1),
