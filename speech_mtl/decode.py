@@ -48,16 +48,7 @@ class Token:
 
 def greedy(log_probs_SV: Tensor) -> list[Token]:
     """The best path's tokens: repeats merged, blanks dropped."""
-    blank = log_probs_SV.size(1) - 1
-    best_S, ids_S = log_probs_SV.max(dim=1)
-    ids, counts = torch.unique_consecutive(ids_S, return_counts=True)
-    tokens, start = [], 0
-    for token, count in zip(ids.tolist(), counts.tolist(), strict=True):
-        if token != blank:
-            log_prob = best_S[start : start + count].max().item()
-            tokens.append(Token(token, start, start + count, log_prob))
-        start += count
-    return tokens
+    return _written(log_probs_SV, log_probs_SV.argmax(dim=1))
 
 
 def align(log_probs_SV: Tensor, ids: list[int]) -> list[Token]:
@@ -76,9 +67,15 @@ def align(log_probs_SV: Tensor, ids: list[int]) -> list[Token]:
         warnings.simplefilter("ignore")
         targets_1L = torch.tensor([ids], dtype=torch.int32)
         path_1S, _ = torchaudio.functional.forced_align(log_probs_SV[None].contiguous(), targets_1L, blank=blank)
-    found, counts = torch.unique_consecutive(path_1S[0], return_counts=True)
+    return _written(log_probs_SV, path_1S[0])
+
+
+def _written(log_probs_SV: Tensor, path_S: Tensor) -> list[Token]:
+    """What a path writes: every run of a token in a row is one."""
+    blank = log_probs_SV.size(1) - 1
+    ids, counts = torch.unique_consecutive(path_S, return_counts=True)
     tokens, start = [], 0
-    for token, count in zip(found.tolist(), counts.tolist(), strict=True):
+    for token, count in zip(ids.tolist(), counts.tolist(), strict=True):
         if token != blank:
             log_prob = log_probs_SV[start : start + count, token].max().item()
             tokens.append(Token(token, start, start + count, log_prob))
