@@ -66,13 +66,10 @@ def save_tensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
     path.chmod(usual)
 
 
-def save_model(model: SpeechModel, folder: Path, card: str, dtype: torch.dtype = torch.float32) -> None:
-    """Write the model folder; `card` is its README.md, `dtype` the precision of the stored weights."""
+def save_model(model: SpeechModel, folder: Path, card: str) -> None:
+    """Write the model folder; `card` is its README.md. Weights are stored in the types that they have."""
     folder.mkdir(parents=True, exist_ok=True)
-    weights = {
-        name: (value.to(dtype) if value.is_floating_point() else value).contiguous()
-        for name, value in model.state_dict().items()
-    }
+    weights = {name: value.contiguous() for name, value in model.state_dict().items()}
     with TemporaryDirectory(dir=folder, prefix=".saving.") as temporary:
         new = Path(temporary)
         save_tensors(weights, new / WEIGHTS)

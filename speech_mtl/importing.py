@@ -56,9 +56,8 @@ def import_model(source: str | Path, out: Path, tell: Callable[[str], object] = 
     expected = model.state_dict()
     weights = our_weights(found, expected)
     ours_alone = {name: value for name, value in expected.items() if name.startswith("features.")}
-    dtype = weights["encoder.subsampling.linear.weight"].dtype
     load_weights(model, weights | ours_alone, found.origin, convert=False)
-    save_model(model, out, _card(found, config, model), dtype)
+    save_model(model, out, _card(found, config, model))
     if found.note:
         tell(found.note)
     return model

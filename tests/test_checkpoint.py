@@ -48,7 +48,7 @@ def test_who_may_read_a_new_file_may_read_the_weights(folder: Path) -> None:
 
 
 def test_half_precision_storage_gives_nearly_the_same(tiny_config: Config, tmp_path: Path) -> None:
-    save_model(tiny_model(tiny_config), tmp_path / "half", "", dtype=torch.float16)
+    save_model(tiny_model(tiny_config).half(), tmp_path / "half", "")
     loaded = load_model(tmp_path / "half")
     assert all(p.dtype == torch.float32 for p in loaded.parameters())
     torch.testing.assert_close(outputs(loaded), outputs(tiny_model(tiny_config)), atol=2e-2, rtol=0)

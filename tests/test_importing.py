@@ -133,6 +133,18 @@ def test_a_checkpoint_in_bfloat16_stays_so_on_disk(recordings: list[Path], tmp_p
     check(source, tmp_path / "model", recordings)
 
 
+def test_every_tensor_keeps_its_type(recordings: list[Path], tmp_path: Path) -> None:
+    """In float32 what others, in bfloat16, are joined with or stand beside."""
+    source = write_folder(tmp_path / "source", network())
+    weights = load_file(source / "model.safetensors")
+    halved = ("subsampling.linear.weight", "k_proj.weight")
+    rounded = {name: w.bfloat16() if name.endswith(halved) else w for name, w in weights.items()}
+    save_file(rounded, source / "model.safetensors", {"format": "pt"})
+    import_model(source, tmp_path / "model")
+    assert weights_of(tmp_path / "model")["encoder.subsampling.linear.weight"].dtype == torch.bfloat16
+    check(source, tmp_path / "model", recordings)
+
+
 def test_the_comparison_sees_a_difference(
     checkpoint: Path, imported: Path, recordings: list[Path], tmp_path: Path
 ) -> None:
