@@ -76,6 +76,17 @@ def test_eer_and_min_dcf_worked_by_hand() -> None:
     assert min_dcf(scores, is_target) == pytest.approx(0.25)
     # where targets are frequent the same point costs 0.5 * 0.25 / 0.5; accepting half the others, from 0.3 on, more
     assert min_dcf(scores, is_target, p_target=0.5) == pytest.approx(0.25)
+    # where others are rare, accepting half of them costs least, 0.2 * 0.5, of the 0.2 of accepting all
+    assert min_dcf(scores, is_target, p_target=0.8) == pytest.approx(0.5)
+
+
+def test_eer_between_two_points_has_the_threshold_of_the_nearer() -> None:
+    # from 0.9 on half the others are accepted, a quarter of the targets rejected; above it none and all
+    scores, is_target = trials([0.9, 0.9, 0.9, 0.3], [0.9, 0.2])
+    assert equal_error_rate(scores, is_target) == (pytest.approx(0.4), 0.9)
+    # 3 quarters and 1 quarter from 0.6 on, 1 quarter and 2 from 0.8 on: they cross at 2 thirds of the way
+    scores, is_target = trials([0.9, 0.8, 0.6, 0.1], [0.9, 0.6, 0.6, 0.2])
+    assert equal_error_rate(scores, is_target) == (pytest.approx(5 / 12), 0.8)
 
 
 def test_equal_scores_decide_nothing() -> None:
