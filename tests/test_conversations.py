@@ -5,18 +5,21 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import soundfile
-from conftest import RATE, make_corpus
+from conftest import RATE, make_corpus, tiny_values
 from lhotse import CutSet, Recording, SupervisionSegment
 from test_cli import call
 from test_recognizer import save_tiny
 
 import data_prep
 from data_prep.common import PrepareError
-from speech_mtl.conversations import _under_the_right_name, diarization_errors, speaker_word_errors
+from speech_mtl.config import parse_config
+from speech_mtl.conversations import _under_the_right_name, diarization_errors, score, speaker_word_errors, summarize
+from speech_mtl.results import Result, Segment, Word
 
 
 def simulate(folder: Path, **options: object) -> list:
@@ -159,6 +162,55 @@ def test_strangers_and_enrolled_voices_are_counted_apart() -> None:
     })  # fmt: skip
     assert _under_the_right_name(said, {"ann", "bob"}) == 5 + 3 + 4
     assert _under_the_right_name(said, set()) == 5 + 3 + 4  # 'unknown 1' is cid
+
+
+def scored(words: list[tuple[str, float, float, str | None]]) -> dict:
+    """The row of a transcript; ann and bob, who begins before she is done, are enrolled, cid is not."""
+    said = [("ann", "One two", 0.0, 2.0), ("bob", "uh", 1.0, 1.6), ("bob", "three", 3.0, 4.0),
+            ("cid", "four five", 5.0, 7.0)]  # fmt: skip
+    cut = Recording("talk", [], RATE, 9 * RATE, 9.0).to_cut()
+    cut.supervisions = [SupervisionSegment(t, "talk", a, b - a, text=t, speaker=name) for name, t, a, b in said]
+    segments = [Segment(a, b, t, [Word(t, a, b, 1.0, name)], name, None, None, {}) for t, a, b, name in words]
+    config = parse_config(tiny_values({"train": "", "dev": ""}), "test")
+    recognizer = SimpleNamespace(
+        model=SimpleNamespace(config=config), database=SimpleNamespace(names=lambda: ["ann", "bob"])
+    )
+    return score(Result("talk", 9.0, "", segments), cut, recognizer)  # type: ignore[arg-type]
+
+
+def test_a_conversation_scored_by_hand() -> None:
+    right = scored([
+        ("one", 0.2, 0.6, "ann"), ("two", 0.7, 1.0, "ann"), ("uh", 1.1, 1.5, "bob"), ("three", 3.0, 4.0, "bob"),
+        ("four", 5.0, 6.0, "unknown 1"), ("five", 6.0, 7.0, "unknown 1"),
+    ])  # fmt: skip
+    assert right["errors"]["words"] == right["named"] == right["words"] == right["cp"]["words"] == 6
+    assert [right[part]["errors"] for part in ("cp", "tcp", "strangers", "known")] == [0, 0, 0, 0]
+    assert (
+        right["speakers"] == right["voices"] == 3 and right["errors"]["char_errors"] == right["der"]["confusion"] == 0
+    )
+    wrong = scored([
+        ("one", 0.2, 0.6, "ann"), ("uh", 1.0, 1.4, "bob"), ("two", 1.2, 1.5, "unknown 1"),  # ann speaks, and bob
+        ("er", 2.5, 2.9, "ann"),  # between ann and bob, nearer to bob
+        ("three", 3.2, 3.8, "bob"), ("four", 5.2, 5.8, "bob"), ("five", 6.0, 6.6, "unknown 2"),
+        ("six", 7.5, 7.9, None),  # after cid, who is nobody's
+    ])  # fmt: skip
+    assert (wrong["named"], wrong["words"], wrong["enrolled"], wrong["voices"]) == (5, 8, 2, 5)
+    assert wrong["strangers"] == {"words": 3, "errors": 1} and wrong["known"] == {"words": 5, "errors": 1}
+    assert [wrong["errors"][name] for name in ("words", "substitutions", "deletions", "insertions")] == [6, 1, 0, 2]
+    # two is er for ann, bob has four too many, cid lacks it, and two voices of a word each are nobody's
+    assert wrong["cp"] == wrong["tcp"] == {"errors": 5, "words": 6}
+
+    ders = [{"total": 4.0, "missed": 0.5, "false_alarm": 0.25, "confusion": 0.0},
+            {"total": 6.0, "missed": 0.0, "false_alarm": 0.0, "confusion": 0.75}]  # fmt: skip
+    rows = [
+        row | {"der": der, "duration_s": 9.0, "compute_s": 0.9} for row, der in zip((right, wrong), ders, strict=True)
+    ]
+    found = summarize(rows)
+    assert (found["asr"]["wer"], found["cpwer"], found["tcpwer"]) == (0.25, 0.416667, 0.416667)
+    assert (found["der"], found["der_s"]["missed"], found["voices_right"]) == (0.15, 0.5, 1)
+    assert (found["recognised_words"], found["named"]) == (14, 0.785714)
+    assert (found["strangers_named"], found["enrolled_not_named"]) == (0.2, 0.111111)
+    assert found["cost"] == {"audio_s": 18.0, "rtf": 0.1} and found["conversations"] == 2
 
 
 def test_evaluate_conversations(tmp_path: Path) -> None:
