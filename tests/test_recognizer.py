@@ -159,9 +159,13 @@ def test_two_voices_enrolled_as_one_name_both_have_it(recognizer: Recognizer) ->
     centres[:, :2] = [[np.cos(angle), np.sin(angle)] for angle in np.deg2rad([-30, 30, 58])]
     recognizer.database.add("ann", centres[:2])
     enrolled = recognizer.database.enrolled()
-    found = Voices(np.arange(3), np.ones(3), centres, np.full(3, 10.0))
+    found = Voices(np.arange(3), np.ones(3), centres, np.array([10.0, 20.0, 5.5]))
     calibration = Calibration.of(0.4, "")
-    assert [voice.speaker for voice in voices_of(found, enrolled, calibration)] == ["ann", "ann", "ann"]
+    voices = voices_of(found, enrolled, calibration)
+    assert [(voice.speaker, voice.speech_s) for voice in voices] == [("ann", 35.5)] * 3
+    # a second counts as much as any other: 10 at -30 degrees, 20 at 30, 5.5 at 58
+    np.testing.assert_allclose(voices[0].embedding[:2], normalized(found.seconds @ centres)[:2], atol=1e-5)
+    assert voices[0].score == pytest.approx(voices[0].embedding[0], abs=1e-5)
     centres[2, :2] = [np.cos(np.deg2rad(61.5)), np.sin(np.deg2rad(61.5))]
     assert voices_of(found, enrolled, calibration)[-1].speaker == "unknown 1"
 
