@@ -222,6 +222,31 @@ def test_stretches_of_frames_pool_as_spans_do(model: SpeechModel, corpus: dict[s
     assert torch.allclose(task(stretch)["embedding"], spans["embedding"], atol=1e-5)
 
 
+def test_the_ctc_loss_by_hand(model: SpeechModel) -> None:
+    """Per token, of the labelled rows; the middle block's has its share, and is read in training alone."""
+    task = model.task("asr")
+    task.intermediate, task.dropout.p = 0.25, 0.0  # type: ignore[assignment]
+    final = torch.tensor([[[0.6, 0.0, 0.4], [0.5, 0.0, 0.5]], [[0.8, 0.1, 0.1], [0.1, 0.5, 0.4]]]).log()
+    middle = torch.full((2, 2, 3), 1 / 3).log()
+    targets = {"tokens": torch.tensor([[0, 0], [0, 0], [0, 1]]), "lengths": torch.tensor([1, 0, 2]),
+               "mask": torch.tensor([True, False, True])}  # fmt: skip
+    output = {"log_probs": final, "lengths": torch.tensor([2, 2])}
+    # 'a' in two frames: all but two blanks; 'a b': one frame each
+    by_hand = -math.log(1 - 0.4 * 0.5) - math.log(0.8 * 0.5) / 2
+    assert task.loss(output, targets).item() == pytest.approx(by_hand)
+    of_middle = -math.log(3 / 9) - math.log(1 / 9) / 2  # 'aa', 'a-' and '-a' of nine paths
+    found = task.loss(output | {"middle": middle}, targets).item()
+    assert found == pytest.approx(0.75 * by_hand + 0.25 * of_middle)
+
+    lengths, blocks = torch.tensor([9, 9]), [torch.randn(2, 9, 32) for _ in range(5)]
+    frames = Frames(torch.randn(2, 36, 80), 4 * lengths, blocks, lengths)
+    alone = [task.eval()(frames._replace(blocks=[block]))["log_probs"] for block in blocks]
+    assert set(task(frames)) == {"lengths", "log_probs"}
+    for count, place in ((1, 0), (2, 0), (3, 1), (5, 2)):
+        read = task.train()(frames._replace(blocks=blocks[:count]))
+        assert torch.equal(read["middle"], alone[place]) and torch.equal(read["log_probs"], alone[count - 1])
+
+
 def test_two_views_are_drawn_to_each_other(corpus: dict[str, str]) -> None:
     """KL by hand: views (1/2, 1/2) and (1/4, 3/4); padding and unlabelled rows stay out; equal views add nothing."""
     views = torch.tensor([[[0.5, 0.5], [0.9, 0.1]], [[0.25, 0.75], [0.2, 0.8]]]).log().requires_grad_()
