@@ -60,6 +60,7 @@ def test_below_the_threshold_everybody_is_unknown() -> None:
     two = Enrolled(["ann", "bob"], AXES[:2], {})
     embedding = normalized(AXES[0] + AXES[2])  # cosine 0.707 with ann
     assert match_of(embedding, 1.0, two, Calibration.of(0.7, "")).name == "ann"
+    assert match_of(AXES[1], 1.0, two, Calibration.of(1.0, "")).name == "bob"  # accepted from the threshold on
     match = match_of(embedding, 1.0, two, Calibration.of(0.71, ""))
     assert (match.name, match.best_name) == ("unknown", "ann") and match.score == pytest.approx(0.5**0.5)
     lowest, nobody = Calibration.of(-1, ""), Enrolled([], np.zeros((0, 0)), {})
