@@ -69,6 +69,14 @@ def test_the_probability_of_one_voice_is_the_logistic_functions_and_of_many_adds
     alone, beside_a_twin = MEASURED.probability(0.9, 4.0), MEASURED.probability(np.array([0.9, 0.9]), 4.0)
     assert alone and beside_a_twin and beside_a_twin < 0.5 < alone  # one of the two it is, but which?
     assert MEASURED.probability(0.9, 4.0) > MEASURED.probability(0.9, 1.0)  # type: ignore[operator]
+    # of two that are as likely as not to be enrolled each is so with a quarter
+    odds = np.exp(-6 + 10 * np.array([0.3, 0.7]) + 0.5 * np.log(4.0)) / 2
+    expected = odds[1] / (odds.sum() + 1), odds.sum() / (odds.sum() + 1)
+    scores = np.array([0.3, 0.7])
+    found = MEASURED.probability(scores, 4.0), MEASURED.probability_of_any(scores, 4.0)
+    assert found == pytest.approx(expected, abs=1e-4)
+    for seconds_s, counts_as_s in ((0.1, 0.5), (600.0, 60.0)):  # nothing else was measured
+        assert MEASURED.probability(0.7, seconds_s) == MEASURED.probability(0.7, counts_as_s)
 
 
 @pytest.mark.parametrize(
