@@ -154,8 +154,11 @@ def test_pooled_norm_of_one_utterance_uses_running_statistics() -> None:
     norm = PooledNorm(3).train()
     norm.running_mean.fill_(1.0)  # type: ignore[union-attr,operator]
     assert torch.equal(norm(torch.ones(1, 3)), torch.zeros(1, 3))
-    many = torch.randn(8, 3)
-    torch.testing.assert_close(norm(many), F.batch_norm(many, None, None, training=True))
+    many, theirs = torch.randn(8, 3), torch.nn.BatchNorm1d(3).train()
+    theirs.running_mean.fill_(1.0)  # type: ignore[union-attr,operator]
+    torch.testing.assert_close(norm(many), theirs(many))
+    for name in ("running_mean", "running_var"):
+        torch.testing.assert_close(getattr(norm, name), getattr(theirs, name))
 
 
 def trained_speakers(corpus: dict[str, str], lda_dim: int) -> Speaker:
@@ -188,6 +191,14 @@ def test_statistics_hear_neither_quiet_nor_padding_nor_the_spectrum_the_level() 
     torch.testing.assert_close(bins[0, 8:], nats.std(0, correction=0), atol=1e-3, rtol=1e-3)
     silent = pooled(torch.zeros(1, 48, 8), frames, lengths)  # all alike: nothing is left out
     assert silent.isfinite().all()
+
+
+def test_a_few_words_in_a_long_recording_are_all_that_is_heard() -> None:
+    """1 s in 31: a twentieth of the frames holds more quiet than speech."""
+    mel_BTF, spoken = torch.full((1, 3100, 8), -3.0), slice(2000, 2100)
+    mel_BTF[:, spoken] = 0.0
+    heard = speech_frames(mel_BTF, torch.tensor([3100]))
+    assert heard[:, spoken].all() and heard.sum() == 100
 
 
 def test_training_hears_a_stretch_of_each_utterance(corpus: dict[str, str]) -> None:
