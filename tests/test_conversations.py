@@ -199,6 +199,9 @@ def test_a_conversation_scored_by_hand() -> None:
     assert [wrong["errors"][name] for name in ("words", "substitutions", "deletions", "insertions")] == [6, 1, 0, 2]
     # two is er for ann, bob has four too many, cid lacks it, and two voices of a word each are nobody's
     assert wrong["cp"] == wrong["tcp"] == {"errors": 5, "words": 6}
+    for start_s, errors in ((4.0, 4), (8.0, 6)):  # what is more than 5 s late are two wrong words of cid
+        late = scored([("one two", start_s, start_s + 0.9, "ann")])
+        assert (late["cp"]["errors"], late["tcp"]["errors"]) == (4, errors)
 
     ders = [{"total": 4.0, "missed": 0.5, "false_alarm": 0.25, "confusion": 0.0},
             {"total": 6.0, "missed": 0.0, "false_alarm": 0.0, "confusion": 0.75}]  # fmt: skip
