@@ -8,7 +8,6 @@ estimated from where its first and last tokens stand.
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from math import exp, inf
 
@@ -63,10 +62,8 @@ def align(log_probs_SV: Tensor, ids: list[int]) -> list[Token]:
         return []
     from speech_mtl.torchaudio_pair import torchaudio
 
-    with warnings.catch_warnings():  # torchaudio announces a move of the function
-        warnings.simplefilter("ignore")
-        targets_1L = torch.tensor([ids], dtype=torch.int32)
-        path_1S, _ = torchaudio.functional.forced_align(log_probs_SV[None].contiguous(), targets_1L, blank=blank)
+    targets_1L = torch.tensor([ids], dtype=torch.int32)
+    path_1S, _ = torchaudio.functional.forced_align(log_probs_SV[None].contiguous(), targets_1L, blank=blank)
     return _written(log_probs_SV, path_1S[0])
 
 
