@@ -105,6 +105,7 @@ def test_training_noise_widens_the_interval_and_is_named() -> None:
     assert noise.high - noise.low > 3 * (steady.high - steady.low)
     assert noise.training_share > 0.8 > 0.5 > steady.training_share and "A: 3 runs, B: 3 runs" in noise.test
     assert "1 run (its training noise left out)" in paired_wer_bootstrap(a[0], b, words, speakers).test
+    assert "A: 2 runs, B: 3 runs" in paired_wer_bootstrap(a[:2], b, words, speakers).test
 
 
 def test_runs_that_differ_in_nothing_add_no_noise() -> None:
@@ -222,6 +223,13 @@ def test_eer_draws_whole_speakers_where_there_are_enough() -> None:
     apart = eer_bootstrap(a, b, is_target, np.arange(120), resamples=300)
     assert "over 20 speakers" in together.test and together.blocks == 20
     assert together.high - together.low > 1.5 * (apart.high - apart.low)
+    differences = []  # each draw's trials once more, as often as they were drawn
+    for drawn in rng.integers(20, size=(300, 19)):
+        rows = (6 * drawn[:, None] + np.arange(6)).ravel()
+        rate_a, rate_b = (equal_error_rate(arm[rows].ravel(), is_target[rows].ravel())[0] for arm in (a, b))
+        differences.append(rate_a - rate_b)
+    reach = stats.t.ppf(0.975, 19) * math.hypot(np.std(differences), 0.5 / 120)
+    assert (together.high - together.low) / 2 == pytest.approx(reach, rel=0.2)
 
 
 def test_rows_of_unknown_voices_are_other_trials_only() -> None:
