@@ -84,6 +84,7 @@ def test_subtitles_are_short_and_end_at_pauses(result: Result, speaker: str | No
         lines = cue.text.split("\\N")
         assert len(lines) <= most and max(map(len, lines)) <= 42 and cue.end - cue.start <= 7000
     ends = {round(1000 * word.end_s) for i, word in enumerate(words) if (i + 1) % 11 == 0 or (i + 1) % 97 == 0}
+    assert {round(1000 * words[i].start_s) for i in (97, 194, 291)} <= {cue.start for cue in cues}  # after 2 s of quiet
     if most == 2:
         assert sum(cue.end in ends for cue in cues) > 0.3 * len(cues)  # 30 of 300 words end at a pause
     in_vtt = webvtt.from_string(format_result(result, "vtt"))
