@@ -209,7 +209,7 @@ def _cue_size(label: str, words: list[Word]) -> int:
         and len(_lines(label, words[: size + 1])) <= max(CUE_LINES, len(wrap(label, CUE_LINE)) + 1)
     ):
         size += 1
-    if size == len(words) or words[size].start_s - words[size - 1].end_s > CUE_MAX_PAUSE_S:
+    if size == len(words):
         return size
     cuts = range(size // 2 + 1, size + 1)
     return max(cuts, key=lambda cut: (round(words[cut].start_s - words[cut - 1].end_s, 2), cut))
