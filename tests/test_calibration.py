@@ -57,6 +57,8 @@ def test_the_threshold_is_that_of_the_band_and_rises_with_the_number_enrolled() 
     assert MEASURED.threshold(1.0, 10**9) == 1.0
     bent = Band(enrolled=(1, 2, 4), thresholds=(0.3, 0.5, 0.6))  # on as in the last doubling
     assert bent.threshold(8) == pytest.approx(0.7) and bent.threshold(16) == pytest.approx(0.8)
+    falling = Band(enrolled=(1, 2, 4), thresholds=(0.3, 0.5, 0.45))  # as chance has it
+    assert falling.threshold(8) == pytest.approx(0.45)
     assert Calibration.of(0.3, "").threshold(1.0, 1000) == 0.3
     fixed = MEASURED.with_threshold(0.9)
     assert fixed.threshold(1.0, 4) == 0.9 and fixed.probability(0.6, 3.0) == MEASURED.probability(0.6, 3.0)
@@ -85,6 +87,8 @@ def test_the_probability_of_one_voice_is_the_logistic_functions_and_of_many_adds
         {"bands": []}, {"bands": [{"up_to_s": 2, "thresholds": [0.5]}]}, {"bands": [{"thresholds": [1.5]}]},
         {"bands": [{"thresholds": [0.5, 0.6]}]}, {"bands": [{"enrolled": [2, 1], "thresholds": [0.5, 0.6]}]},
         {"bands": [{"up_to_s": 4, "thresholds": [0.1]}, {"up_to_s": 2, "thresholds": [0.1]}, {"thresholds": [0.1]}]},
+        {"bands": [{"enrolled": [0], "thresholds": [0.5]}]},
+        {"bands": [{"up_to_s": 0, "thresholds": [0.5]}, {"thresholds": [0.5]}]},
         {"format": 2}, {"colour": 1}, {"logistic": [1]}, {"logistic": "x"},
     ],
 )  # fmt: skip
