@@ -263,6 +263,10 @@ def test_famo_by_hand() -> None:
     # e^-0.025 / 2 and e^0.025 / 1.
     shares = vector(math.exp(-0.025) / 2, math.exp(0.025))
     torch.testing.assert_close(method.weights(None, everybody(2)), 2 * shares / shares.sum(), rtol=1e-7, atol=0)
+    # Task 0 alone has nothing to be weighed against: its loss is new, the logits stay.
+    method.after_step(vector(3, 99), present(True, False))
+    shares = vector(math.exp(-0.025) / 3, math.exp(0.025))
+    torch.testing.assert_close(method.weights(None, everybody(2)), 2 * shares / shares.sum(), rtol=1e-7, atol=0)
 
 
 def test_uncertainty_comes_to_rest_where_the_paper_says() -> None:
