@@ -74,6 +74,8 @@ def test_eer_and_min_dcf_worked_by_hand() -> None:
     assert (eer, threshold) == (0.25, 0.6)
     # from 0.7 on nothing is accepted wrongly and a quarter rejected: 0.05 * 0.25 / 0.05
     assert min_dcf(scores, is_target) == pytest.approx(0.25)
+    # one of 100 others is accepted, no target rejected: 0.95 * 0.01 / 0.05
+    assert min_dcf(*trials([0.9, 0.8], [0.95] + 99 * [0.1])) == pytest.approx(0.19)
     # where targets are frequent the same point costs 0.5 * 0.25 / 0.5; accepting half the others, from 0.3 on, more
     assert min_dcf(scores, is_target, p_target=0.5) == pytest.approx(0.25)
     # where others are rare, accepting half of them costs least, 0.2 * 0.5, of the 0.2 of accepting all
