@@ -177,6 +177,8 @@ def test_several_runs_are_not_pooled_as_if_independent() -> None:
     result, pooled = mcnemar(*copies), mcnemar(*pairs(60, 20, 500))
     assert result.difference == pytest.approx(0.08) and result.utterances == 100
     assert pooled.p < 1e-4 < 0.02 < result.p  # five copies of a run are no more evidence than one
+    five, six = (mcnemar(*([correct] * 2 for correct in pairs(count, 0, 100))) for count in (5, 6))
+    assert five.low == 0 < six.low and five.p == 0.0625  # as a sign test, whatever Student says
     unequal = mcnemar(copies[0], correct_b)
     assert "A: 5 runs, B: 1 run" in unequal.test and unequal.difference == pytest.approx(0.08)
 
