@@ -56,13 +56,15 @@ def table(summary: dict[str, Any]) -> str:
         return "-" if share is None else f"{100 * share:.2f} %"
 
     named = f"{summary['enrolled']} speakers enrolled" if summary["enrolled"] else "best assignment, nobody enrolled"
+    right, few = summary["voices_right"], summary["voices_too_few"]
+    many = summary["conversations"] - right - few
     lines = {
         "WER": f"{percent(summary['asr']['wer'])} of {summary['asr']['words']} words",
         "cpWER": percent(summary["cpwer"]),
         "tcpWER": f"{percent(summary['tcpwer'])} (5 s)",
         "DER": f"{percent(summary['der'])} (collar 0.25 s) of {summary['der_s']['total']:.0f} s",
         "words under the right name": f"{percent(summary['named'])} of {summary['recognised_words']} ({named})",
-        "number of voices right": f"{summary['voices_right']} of {summary['conversations']} conversations",
+        "number of voices right": f"{right} of {summary['conversations']} conversations ({few} too few, {many} too many)",
         "real-time factor": f"{summary['cost']['rtf']:.4f}",
     }
     if summary["strangers_named"] is not None:

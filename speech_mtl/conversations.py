@@ -207,6 +207,7 @@ def summarize(rows: list[Row]) -> dict[str, Any]:
         "strangers_named": rate("strangers") if rows[0]["enrolled"] else None,
         "enrolled_not_named": rate("known") if rows[0]["enrolled"] else None,
         "voices_right": sum(row["speakers"] == row["voices"] for row in rows),
+        "voices_too_few": sum(row["speakers"] > row["voices"] for row in rows),
         "enrolled": rows[0]["enrolled"],
         "cost": {"audio_s": round(audio_s, 3), "rtf": round(compute_s / audio_s, 6)},
     }  # fmt: skip

@@ -18,6 +18,7 @@ from test_recognizer import save_tiny
 import data_prep
 from data_prep.common import PrepareError
 from speech_mtl.config import parse_config
+from speech_mtl.cli_conversations import table
 from speech_mtl.conversations import _under_the_right_name, diarization_errors, score, speaker_word_errors, summarize
 from speech_mtl.results import Result, Segment, Word
 
@@ -214,6 +215,9 @@ def test_a_conversation_scored_by_hand() -> None:
     assert (found["recognised_words"], found["named"]) == (14, 0.785714)
     assert (found["strangers_named"], found["enrolled_not_named"]) == (0.2, 0.111111)
     assert found["cost"] == {"audio_s": 18.0, "rtf": 0.1} and found["conversations"] == 2
+    found = summarize([*rows, right | {"voices": 2, "der": ders[0], "duration_s": 9.0, "compute_s": 0.9}])
+    assert (found["voices_right"], found["voices_too_few"]) == (1, 1)
+    assert "1 of 3 conversations (1 too few, 1 too many)" in table(found)
 
 
 def test_evaluate_conversations(tmp_path: Path) -> None:
