@@ -56,15 +56,14 @@ def table(summary: dict[str, Any]) -> str:
         return "-" if share is None else f"{100 * share:.2f} %"
 
     named = f"{summary['enrolled']} speakers enrolled" if summary["enrolled"] else "best assignment, nobody enrolled"
-    right, few = summary["voices_right"], summary["voices_too_few"]
-    many = summary["conversations"] - right - few
+    count, right, few = (summary[name] for name in ("conversations", "voices_right", "voices_too_few"))
     lines = {
         "WER": f"{percent(summary['asr']['wer'])} of {summary['asr']['words']} words",
         "cpWER": percent(summary["cpwer"]),
         "tcpWER": f"{percent(summary['tcpwer'])} (5 s)",
         "DER": f"{percent(summary['der'])} (collar 0.25 s) of {summary['der_s']['total']:.0f} s",
         "words under the right name": f"{percent(summary['named'])} of {summary['recognised_words']} ({named})",
-        "number of voices right": f"{right} of {summary['conversations']} conversations ({few} too few, {many} too many)",
+        "number of voices right": f"{right} of {count} conversations ({few} too few, {count - right - few} too many)",
         "real-time factor": f"{summary['cost']['rtf']:.4f}",
     }
     if summary["strangers_named"] is not None:

@@ -17,8 +17,8 @@ from test_recognizer import save_tiny
 
 import data_prep
 from data_prep.common import PrepareError
-from speech_mtl.config import parse_config
 from speech_mtl.cli_conversations import table
+from speech_mtl.config import parse_config
 from speech_mtl.conversations import _under_the_right_name, diarization_errors, score, speaker_word_errors, summarize
 from speech_mtl.results import Result, Segment, Word
 
