@@ -71,7 +71,7 @@ def prepare_(
         ),
     ] = None,
 ) -> None:
-    """Turn a corpus into manifests, one a split, and say what is in them.
+    """Turn a corpus into manifests, one a split. Says what is in them.
 
     \b
     Example: speech-mtl prepare fsdd --source free-spoken-digit-dataset --out data/fsdd
@@ -102,7 +102,7 @@ def _key_value(text: str) -> tuple[str, str]:
 def inspect_(
     manifests: Annotated[list[str], typer.Argument(metavar="MANIFEST", help="Manifests (jsonl, jsonl.gz).")],
 ) -> None:
-    """Show what manifests hold for each task, how the labels overlap, and what will hurt in training.
+    """Show what manifests hold for each task. Also how the labels overlap, and what will hurt in training.
 
     \b
     Example: speech-mtl inspect data/fsdd/train.jsonl.gz
@@ -183,7 +183,7 @@ def compare_(
     quick: Annotated[bool, typer.Option("--quick", help="The recipe's short form: fewer arms, seeds, epochs.")] = False,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each a process of its own.")] = 1,
 ) -> None:
-    """Train every arm with every seed, and report whether, where and how the tasks should share a model.
+    """Train every arm with every seed, and report. Says whether, where and how the tasks should share a model.
 
     What is done is kept: run again, it goes on where it was stopped.
 
@@ -238,7 +238,7 @@ def evaluate_(
     hot_word: HotWords = None,
     boost: Boost = None,
 ) -> None:
-    """Score a model: a table here; summary.json, utterances.jsonl and report.html in a folder.
+    """Score a model. A table here; summary.json, utterances.jsonl and report.html in a folder.
 
     With --conversations these are summary.json, conversations.jsonl and a result per conversation, ID.json. Those of
     an earlier evaluation in the folder are replaced.
@@ -316,7 +316,7 @@ app.command("transcribe")(transcribe)
 @app.command("demo")
 @guarded
 def demo(out: Annotated[Path, typer.Option(help="Folder for the page.")] = Path("demo")) -> None:
-    """Who said what in a bundled recording with three enrolled voices and a stranger, against the truth.
+    """Who said what in a bundled recording. Three voices are enrolled, one is a stranger; scored by the truth.
 
     \b
     Example: speech-mtl demo --out demo

@@ -39,7 +39,7 @@ def calibrate(
     model: Model = None,
     db: Db = None,
 ) -> None:
-    """Measure the thresholds for a rate of false acceptance, by seconds of speech, and the scores' probabilities.
+    """Measure thresholds for a rate of false acceptance. By seconds of speech; and the scores' probabilities.
 
     The speakers must not be those that the model was trained on. Voices are compared within a source only: those of
     another microphone and room are told apart more easily. The result is kept in the folder of --model, as

@@ -32,7 +32,7 @@ def lm(
     order: Annotated[int, typer.Option(min=2, max=6, help="Words in the longest n-gram.")] = 3,
     model: Model = None,
 ) -> None:
-    """Estimate an n-gram language model for --lm, of words as the model writes them.
+    """Estimate an n-gram language model for --lm. It is of words as the model writes them.
 
     \b
     Example: speech-mtl lm data/an4/train.jsonl.gz --order 3 --out lm.arpa
@@ -79,7 +79,7 @@ def align(
     model: Model = None,
     device: Device = "cpu",
 ) -> None:
-    """Find the times of the words of a known text (forced alignment).
+    """Find the word times of a known text (forced alignment).
 
     \b
     Example: speech-mtl align speech.wav "what is said in it" --format textgrid --out speech.TextGrid

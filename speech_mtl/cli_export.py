@@ -34,7 +34,7 @@ def export(
         ),
     ] = None,
 ) -> None:
-    """Write a model as an ONNX graph for any batch and length, with what `transcribe --engine onnx` needs beside it.
+    """Write a model as an ONNX graph. It takes any batch and length; `transcribe --engine onnx` reads the folder.
 
     With --check, an export that --out holds already is compared as it is.
 

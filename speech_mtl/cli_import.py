@@ -25,7 +25,7 @@ def import_(
         typer.Option(metavar="FILE", help="A recording to compare on, repeatable; noise if not given."),
     ] = None,
 ) -> None:
-    """Make a Parakeet-CTC checkpoint an ordinary model folder; prints it.
+    """Make a Parakeet-CTC checkpoint a model folder. Prints the folder.
 
     With --check, a model that --out holds already is compared as it is.
 

@@ -51,7 +51,7 @@ def identify(
     threshold: Cosine = None,
     form: Format = Form.txt,
 ) -> None:
-    """Whose voice it is: file, name or 'unknown', score, probability, threshold, nearest name (tab-separated).
+    """Say whose voice it is. Tab-separated: file, name or 'unknown', score, probability, threshold, nearest name.
 
     The probability is that it is the nearest speaker, if half of all voices are enrolled; '-' without a calibration.
 
@@ -82,7 +82,7 @@ def verify(
     threshold: Cosine = None,
     form: Format = Form.txt,
 ) -> None:
-    """Whether two recordings hold one voice: 'same' or 'different', score, probability, threshold (tab-separated).
+    """Whether two recordings hold one voice. Tab-separated: 'same' or 'different', score, probability, threshold.
 
     The threshold is calibrated for enrolled speakers: below two seconds each, 'different' is answered too often.
 
@@ -119,7 +119,7 @@ def enroll(
     model: Model = None,
     db: Db = None,
 ) -> None:
-    """Enrol recordings of a speaker, beside those enrolled before; or give a voice of a transcript its name.
+    """Enrol recordings of a speaker, or a transcript's voice. They stand beside those enrolled before.
 
     A recording is refused that has less than half a second of speech (a name: a second in all), too much noise, or two
     voices, and one whose voice is not that of the name's other recordings or is that of another name.
@@ -176,7 +176,7 @@ def _database(context: typer.Context, db: Path | None) -> SpeakerDatabase:
 @speakers.callback(invoke_without_command=True)
 @guarded
 def _speakers(context: typer.Context, db: Db = None) -> None:
-    """The enrolled speakers: list (the default), show, rename, merge, remove, export, import.
+    """The enrolled speakers. Commands: list (the default), show, rename, merge, remove, export, import.
 
     \b
     Example: speech-mtl speakers rename alice "Alice Miller"

@@ -18,7 +18,7 @@ def teach(
         str, typer.Option(metavar="LIST", help="Speed factors of the training, its augment.speeds.")
     ] = "0.9,1,1.1",
 ) -> None:
-    """Write NAME_taught.jsonl.gz beside every manifest, with the teacher's embeddings; prints the files.
+    """Add a teacher's embeddings to manifests. Writes NAME_taught.jsonl.gz beside each; prints the files.
 
     Training with tasks.NAME.teacher pulls the speaker embedding towards them. Ctrl-C keeps what is done; the same call
     goes on from there.
