@@ -45,11 +45,19 @@ START_COSINE, START_PHRASES = 0.3, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
 WITHIN = 0.0075
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1; measured on development conversations."""
-CENTRED = 0.57
-"""Share of the recording's mean that is taken off: what all its voices have in common is the microphone."""
-FIT, SPREAD, MUCH = 0.29, 2.0, 60.0
+MICROPHONE = 0.4
+"""Variance between microphones, that between voices being 1. The mean of a recording of K voices is taken for the
+microphone's as far as the K voices do not explain it: 0.4 / (0.4 + 1 / K) of it is taken off. The more is taken off,
+the less it costs to have two voices where there is one: with the same share for all, three minutes of one speaker were
+two to five voices in 15 of 20 recordings."""
+NUMBERS = 6
+"""How often the number of voices is taken from the voices found with the number before it, at most; 1 is the first."""
+FIT, SPREAD, MUCH = 0.29, 2.0, (60.0, 90.0)
 """VBx' F_A and F_B: how much the evidence and the prior of a voice count. Where all phrases together weigh less than
-the third, about a minute of words, the prior counts less by the root of it: a voice has but a phrase or two."""
+about a minute of words, the prior counts less by the root of it: a voice has but a phrase or two. Where they weigh more
+than a minute and a half, it counts more by the root of it: a voice's phrases are no independent evidence, and with more
+and more of them any voice was two in the end (15 minutes of one speaker always, of four speakers in every second
+recording)."""
 STAY, STAY_AFTER, LONG_PAUSE_S = 0.96, 0.4, 0.4
 """Probability that the voice stays the same without a pause, and after a long one; in between it falls evenly."""
 ROUNDS, SETTLED = 20, 1e-2
@@ -60,11 +68,10 @@ PART_S, PART_MARGIN, PARTS_ALIKE = 3.0, 0.1, 0.68
 other, and are no more alike than that: among a hundred names some two share out one voice's phrases. In 60
 conversations of dev speakers, six people enrolled, one of 240 voices is taken apart wrongly; with 110 none. Parts of
 two voices put together are alike by 0.61 at most there, those of one voice by 0.77 or more with 110 enrolled."""
-LITTLE_S = 20.0
-ALIKE_S, ALIKE = (1.0, 4.0), (0.35, 0.5)
-"""Where fewer seconds are spoken, voices that are so alike are one, the less the shorter one of them is heard, from
-and to so many seconds: the prior, which counts less there, would split every fourth recording of one voice. Chosen on
-single utterances, pairs, and conversations of 20 seconds of the dev speakers; in longer ones it would join voices."""
+ALIKE_S, ALIKE = (1.0, 4.0, 6.0, 8.0), (0.35, 0.5, 0.6, 0.9)
+"""Voices that are so alike are one, if one of them is heard for so many seconds: an utterance in another manner founds
+a voice of its own. Of what is heard for longer the likeness says less than the inference does: voices of AN4's training
+speakers, each heard for half a minute, are alike by up to 0.82, parts of one voice by 0.5 to 0.84."""
 
 
 @dataclass(frozen=True)
@@ -165,13 +172,25 @@ def _pairs(run: list[Word]) -> list[tuple[Word, Word]]:
 
 def find_voices(phrases: Sequence[Phrase], population: Population, count: int | None = None) -> Voices:
     """The pieces' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES."""
+    number = count or 1
+    for _ in range(NUMBERS):
+        found = _told_apart(phrases, population, MICROPHONE / (MICROPHONE + 1 / number), count)
+        if count is not None or len(found.seconds) == number:
+            break
+        number = len(found.seconds)
+    return found
+
+
+def _told_apart(phrases: Sequence[Phrase], population: Population, share: float, count: int | None) -> Voices:
+    """The voices, where the microphone is `share` of the recording's mean."""
     said = _Said.of(phrases)
     mean_E = np.average(said.embeddings_UE, axis=0, weights=said.weights_U)
-    centre_E = CENTRED * mean_E + (1 - CENTRED) * population.mean
+    centre_E = share * mean_E + (1 - share) * population.mean
     scale_E, ratio_E = np.sqrt(population.between) / WITHIN, population.between / WITHIN
     start_U = _start(said.embeddings_UE - centre_E, said.durations_U, count)
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
-    spread = SPREAD * min(1.0, said.weights_U.sum() / MUCH) ** 0.5
+    weight = said.weights_U.sum()
+    spread = SPREAD * float(weight / np.clip(weight, *MUCH)) ** 0.5
     mean_KE, spread_K, prior_K = _variational_bayes(
         rho_UE, said.weights_U, ratio_E, spread, said.stay_U, start_U, count
     )
@@ -179,10 +198,7 @@ def find_voices(phrases: Sequence[Phrase], population: Population, count: int | 
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
     log_likelihood_UK = FIT * said.weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
     posterior_UK, _ = forward_backward(log_likelihood_UK, prior_K, said.stay_U)
-    if count is not None:
-        posterior_UK = _divided(posterior_UK, said, phrases, count)
-    elif said.durations_U.sum() < LITTLE_S:
-        posterior_UK = _joined(posterior_UK, said)
+    posterior_UK = _joined(posterior_UK, said) if count is None else _divided(posterior_UK, said, phrases, count)
     return _numbered(posterior_UK.argmax(axis=1), posterior_UK.max(axis=1), said)
 
 
