@@ -368,7 +368,11 @@ def _beginning_at(path: Path, start: int) -> Iterator[Path]:
 @contextmanager
 def _silent_stderr() -> Iterator[None]:
     """KenLM draws a progress bar of its own while it reads an ARPA file, straight to the process's stderr."""
-    kept = os.dup(2)
+    try:
+        kept = os.dup(2)
+    except OSError:  # a service's, closed: there is nothing to keep silent
+        yield
+        return
     with open(os.devnull, "wb") as nowhere:
         os.dup2(nowhere.fileno(), 2)
     try:

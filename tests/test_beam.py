@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 from math import exp, inf, log
 from pathlib import Path
 
@@ -76,6 +77,18 @@ def test_the_best_text_is_that_of_all_paths(scorer: beam.Scorer, seed: int) -> N
     best = max(totals, key=totals.__getitem__)
     tokens, score = beam.search(rows, scorer, width=10_000, token_floor=-inf, prefix_floor=-inf)
     assert tuple(tokens) == best and score == pytest.approx(totals[best], abs=1e-9)
+
+
+@needs_kenlm
+def test_a_program_without_stderr_reads_a_language_model(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "lm.arpa").write_text(to_arpa(["ab"], order=2))
+    kept = os.dup(2)
+    os.close(2)
+    try:
+        assert LanguageModel(tmp_path / "lm.arpa", tokenizer).knows("ab")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 @needs_kenlm
