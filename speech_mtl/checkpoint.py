@@ -131,7 +131,7 @@ def fingerprint_of(folder: Path) -> str:
 def empty_model(config: Config, tokenizer: Tokenizer | None, labels: dict[str, list[str]]) -> SpeechModel:
     """A model whose weights have shapes and types but take no memory and no time to draw; see `load_weights`."""
     with torch.device("meta"):
-        return SpeechModel(config, tokenizer, labels)
+        return SpeechModel(config, tokenizer, labels).float()  # whatever torch's default type is
 
 
 def check_memory(needed: int, what: str) -> None:

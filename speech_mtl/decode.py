@@ -62,7 +62,7 @@ def align(log_probs_SV: Tensor, ids: list[int]) -> list[Token]:
         return []
     from speech_mtl.torchaudio_pair import torchaudio
 
-    targets_1L = torch.tensor([ids], dtype=torch.int32)
+    targets_1L = torch.tensor([ids], dtype=torch.int32, device="cpu")
     path_1S, _ = torchaudio.functional.forced_align(log_probs_SV[None].contiguous(), targets_1L, blank=blank)
     return _written(log_probs_SV, path_1S[0])
 

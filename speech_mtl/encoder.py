@@ -207,7 +207,7 @@ class RotaryAttention(nn.Module):
     def positions(size: int, config: EncoderConfig, device: torch.device) -> Tensor:
         """Cosine and sine (S, 1, d/2, 2) of the rotations of the head's pairs of dimensions."""
         half = config.d_model // config.n_heads // 2
-        rate = torch.exp(torch.arange(half, device=device) * (-math.log(10000.0) / half))
+        rate = torch.exp(torch.arange(half, device=device, dtype=torch.float32) * (-math.log(10000.0) / half))
         angle_S1d = (torch.arange(size, device=device)[:, None] * rate)[:, None]
         return torch.stack([angle_S1d.cos(), angle_S1d.sin()], dim=-1)
 
@@ -250,7 +250,8 @@ class RelativeAttention(nn.Module):
     def positions(size: int, config: EncoderConfig, device: torch.device) -> Tensor:
         """Sinusoids (2·size-1, D) of the distances size-1 ... -(size-1), sine and cosine interleaved."""
         distance_P = torch.arange(size - 1, -size, -1, device=device)
-        rate = torch.exp(torch.arange(0, config.d_model, 2, device=device) * (-math.log(10000.0) / config.d_model))
+        place = torch.arange(0, config.d_model, 2, device=device, dtype=torch.float32)
+        rate = torch.exp(place * (-math.log(10000.0) / config.d_model))
         angle = distance_P[:, None] * rate
         return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1)
 

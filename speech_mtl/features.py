@@ -32,18 +32,17 @@ def frame_mask(lengths_B: Tensor, size: int) -> Tensor:
 def mel_filters(n_fft: int, n_mels: int, sample_rate: int, f_max_hz: float) -> Tensor:
     """Triangles of equal area on Slaney's mel scale, (n_fft // 2 + 1, n_mels).
 
-    torchaudio's, in double precision: in single precision they are off by up to 0.2 % where a triangle is low, and log
-    features by up to 1e-4.
+    In double precision: in single precision they are off by up to 0.2 % where a triangle is low, and log features by up
+    to 1e-4. torchaudio's are double only where that is torch's default type, which belongs to all threads.
     """
-    usual = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        filters_KF = torchaudio.functional.melscale_fbanks(
-            n_fft // 2 + 1, 0.0, f_max_hz, n_mels, sample_rate, norm="slaney", mel_scale="slaney"
-        )
-    finally:
-        torch.set_default_dtype(usual)
-    return filters_KF.float()
+    step = math.log(6.4) / 27  # of a mel above 1000 Hz, which are 15 mel; below, a mel is 200/3 Hz
+    top = f_max_hz * 3 / 200 if f_max_hz < 1000 else 15 + math.log(f_max_hz / 1000) / step
+    mel = torch.linspace(0, top, n_mels + 2, dtype=torch.float64)
+    edges_hz = torch.where(mel < 15, mel * (200 / 3), 1000 * torch.exp(step * (mel - 15)))
+    low_F, middle_F, high_F = edges_hz[:-2], edges_hz[1:-1], edges_hz[2:]
+    bins_K1 = torch.linspace(0, sample_rate // 2, n_fft // 2 + 1, dtype=torch.float64)[:, None]
+    triangles_KF = torch.minimum((bins_K1 - low_F) / (middle_F - low_F), (high_F - bins_K1) / (high_F - middle_F))
+    return (triangles_KF.clamp(min=0) * (2 / (high_F - low_F))).float()
 
 
 class LogMel(nn.Module):
@@ -59,7 +58,7 @@ class LogMel(nn.Module):
         self.config = config
         with torch.device("cpu"):  # also in a model whose weights are still to come, see checkpoint.empty_model
             filters_KF = mel_filters(config.n_fft, config.n_mels, config.sample_rate, config.f_max_hz)
-            window = torch.hann_window(config.window_samples, periodic=False)
+            window = torch.hann_window(config.window_samples, periodic=False, dtype=torch.float32)
             mean_F, scale_F = torch.zeros(config.n_mels), torch.ones(config.n_mels)
         # constants of the config, hence not in the weights file; mean and scale are measured, hence in it
         self.register_buffer("filters_KF", filters_KF, persistent=False)

@@ -172,7 +172,7 @@ def hear(model: SpeechModel, batch: list[Window], asr: str | None, others: list[
     device = next(model.parameters()).device
     cell, ratio = model.frame_samples, model.config.encoder.subsampling
     sizes = [len(window.samples) for window in batch]
-    audio_BN = torch.zeros(len(batch), max(sizes))
+    audio_BN = torch.zeros(len(batch), max(sizes), dtype=torch.float32, device="cpu")
     for row, window in enumerate(batch):
         audio_BN[row, : sizes[row]] = torch.from_numpy(window.samples)
     shared = model.trunk(audio_BN.to(device), torch.tensor(sizes, device=device))
@@ -302,7 +302,7 @@ def _copied(stretch: Stretch) -> Stretch:
 def _word_openers(model: SpeechModel) -> Tensor:
     """(V+1,): which tokens begin a word."""
     assert model.tokenizer is not None
-    return torch.tensor([piece.startswith(WORD_MARK) for piece in model.tokenizer.pieces] + [False])
+    return torch.tensor([piece.startswith(WORD_MARK) for piece in model.tokenizer.pieces] + [False], device="cpu")
 
 
 def _pauses(model: SpeechModel, log_probs_SV: Tensor, opens_word: Tensor) -> list[int]:

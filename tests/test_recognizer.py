@@ -112,6 +112,28 @@ def test_short_recordings_and_short_rests_do_not_crash(recognizer: Recognizer, d
     assert recognizer.embed((speech(duration_s), RATE)).shape == (16,)
 
 
+@pytest.mark.parametrize(("dtype", "device"), [(torch.float64, "cpu"), (torch.float32, "meta")])
+def test_what_the_host_program_sets_for_its_own_tensors_changes_nothing(
+    folder: Path, tmp_path: Path, dtype: torch.dtype, device: str
+) -> None:
+    db, audio = tmp_path / "speakers.db", (speech(2.0), RATE)
+    expected = Recognizer.from_pretrained(folder, db=db).transcribe(audio)
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    torch.set_default_device(device)
+    try:
+        found = Recognizer.from_pretrained(folder, db=db).transcribe(audio)
+    finally:
+        torch.set_default_dtype(usual)
+        torch.set_default_device(None)
+    assert found == expected and found.text
+
+
+def test_loading_a_model_leaves_other_threads_tensors_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: pytest.fail(f"all threads make {dtype} now"))
+    Recognizer.from_pretrained(folder)
+
+
 def test_silence_is_valid_and_has_no_text_and_no_speaker(recognizer: Recognizer) -> None:
     recognizer.enroll("ann", [(speech(2.0), RATE)])
     silence = (np.zeros(RATE, dtype=np.float32), RATE)
