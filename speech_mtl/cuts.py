@@ -91,21 +91,21 @@ def _at_speed(supervision: SupervisionSegment, factor: float) -> SupervisionSegm
 
 
 class StrungTogether:
-    """The cuts of an epoch, a share of those with a text with random others of their voice appended."""
+    """The cuts of an epoch, a share of those with a text with random others of their voice and labels appended."""
 
     def __init__(self, cuts: Iterable[Cut], config: Config, epoch: int):
         self.cuts, self.config, self.seed, self.epoch = cuts, config.augment, config.train.seed, epoch
-        self.permuted = config.data.permute
+        self.permuted, self.agreed = config.data.permute, _agreed(config)
         self.partners: dict[tuple, list[Cut]] = {}
         for cut in cuts:
-            if label_of(cut, "text") is not None and (voice := voice_of(cut)) is not None:
-                self.partners.setdefault((voice, cut.sampling_rate), []).append(cut)
+            if label_of(cut, "text") is not None and (kin := _kin(cut, self.agreed)):
+                self.partners.setdefault(kin, []).append(cut)
 
     def __iter__(self) -> Iterator[Cut]:
         for cut in self.cuts:
             rng = seeded(self.seed, self.epoch, "concat", cut.id)
             if rng.random() < self.config.concat_prob and label_of(cut, "text") is not None:
-                cut = self._append(cut, self.partners.get((voice_of(cut), cut.sampling_rate), []), rng)
+                cut = self._append(cut, self.partners.get(_kin(cut, self.agreed) or (), []), rng)
             yield cut
 
     def _append(self, cut: Cut, partners: list[Cut], rng: random.Random) -> Cut:
@@ -127,8 +127,7 @@ class MatchedLengths:
 
     def __init__(self, cuts: Iterable[Cut], config: Config, epoch: int):
         self.cuts, self.seed, self.epoch = cuts, config.train.seed, epoch
-        self.permuted = config.data.permute
-        self.agreed = sorted(set(label_names(config).values()) - set(self.permuted))
+        self.permuted, self.agreed = config.data.permute, _agreed(config)
         self.durations_s = array("d")
         self.partners: dict[tuple, list[Cut]] = {}
         seen: Counter[tuple] = Counter()
@@ -136,7 +135,7 @@ class MatchedLengths:
         for cut in cuts:
             if label_of(cut, "text") is not None:
                 self.durations_s.append(cut.duration)
-            elif kin := self._kin(cut):
+            elif kin := _kin(cut, self.agreed):
                 seen[kin] += 1
                 held = self.partners.setdefault(kin, [])
                 if len(held) < PARTNERS:
@@ -148,16 +147,10 @@ class MatchedLengths:
         for cut in self.cuts:
             yield self._matched(cut) if self.durations_s and label_of(cut, "text") is None else cut
 
-    def _kin(self, cut: Cut) -> tuple | None:
-        """What utterances must have in common to be strung together without losing a label."""
-        if (voice := voice_of(cut)) is None:
-            return None
-        return (cut.sampling_rate, voice, *(label_of(cut, name) for name in self.agreed))
-
     def _matched(self, cut: Cut) -> Cut:
         rng = seeded(self.seed, self.epoch, "length", cut.id)
         target_s = rng.choice(self.durations_s)
-        whole, partners = _labelled_throughout(cut), self.partners.get(self._kin(cut) or (), [])
+        whole, partners = _labelled_throughout(cut), self.partners.get(_kin(cut, self.agreed) or (), [])
         for other in rng.sample(partners, len(partners)):
             if whole.duration >= target_s:
                 break
@@ -168,6 +161,18 @@ class MatchedLengths:
             offset_s = rng.randrange(spare_samples + 1) / whole.sampling_rate
             whole = whole.truncate(offset=offset_s, duration=target_s)
         return whole.with_id(cut.id)
+
+
+def _agreed(config: Config) -> list[str]:
+    """The tasks' labels that utterances must have in common to be strung together; texts follow one another."""
+    return sorted(set(label_names(config).values()) - {"text", *config.data.permute})
+
+
+def _kin(cut: Cut, names: list[str]) -> tuple | None:
+    """What utterances must have in common to be strung together without losing one of these labels."""
+    if (voice := voice_of(cut)) is None:
+        return None
+    return (cut.sampling_rate, voice, *(label_of(cut, name) for name in names))
 
 
 def _labelled_as(first: Cut, other: Cut, names: list[str]) -> Cut:

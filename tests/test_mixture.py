@@ -368,6 +368,24 @@ def test_a_text_that_is_known_in_part_is_none_at_any_length() -> None:
     assert list(found.texts_left_out.values()) == [2] and len(found.texts) == 3
 
 
+def test_strung_together_utterances_lose_no_label() -> None:
+    """Labels other than the voice differ from one utterance to the next, or are missing."""
+    emotions = ["calm", "angry", None]
+    cuts = [
+        silent_cut(f"{i}", 1.0, text="one", speaker="ann", custom={"emotion": emotions[i % 3]} if i % 3 < 2 else None)
+        for i in range(12)
+    ]
+    values = config_for(["unread"]).model_dump()
+    values["tasks"]["mood"] = {"type": "classify", "label": "emotion"}
+    values["augment"] |= {"concat_prob": 1.0, "concat_max_s": 5.0}
+    config, strung = parse_config(values, "test"), 0
+    for epoch in range(3):
+        found = list(StrungTogether(cuts, config, epoch))
+        assert [label_of(cut, "emotion") for cut in found] == [emotions[i % 3] for i in range(12)]
+        strung += sum(len(cut.supervisions) > 1 for cut in found)
+    assert strung > 10
+
+
 def test_labels_of_a_mixed_cut_change_in_the_copy_alone() -> None:
     """Also of one that opens with silence."""
     mixed = silent_cut("a", 1.0, text="one", speaker="ann").pad(2.0, direction="left").with_id("mixed")
