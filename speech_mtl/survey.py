@@ -95,7 +95,8 @@ class Survey:
 
 
 def _too_rare(task: str, counts: Counter[str], is_speaker: bool) -> list[str]:
-    """Labels that too few utterances carry, and tasks of too few speakers, for an interval that decides anything."""
+    """Labels that too few utterances carry for an interval that decides anything, and speakers too few to speak for
+    others (statistics.FEWEST_SPEAKERS)."""
     rare = [(count, label) for label, count in counts.items() if count < INTERVAL_NEEDS]
     found = []
     if rare and len(counts) > 1:
@@ -106,8 +107,8 @@ def _too_rare(task: str, counts: Counter[str], is_speaker: bool) -> list[str]:
         )
     if is_speaker and 1 < len(counts) < INTERVAL_NEEDS:
         found.append(
-            f"{task}: {len(counts)} speakers; an interval over speakers needs {INTERVAL_NEEDS} or more, with fewer the "
-            "verdict will be 'undecided'"
+            f"{task}: {len(counts)} speakers; an interval over speakers needs {INTERVAL_NEEDS} or more, with fewer it "
+            "is over their utterances, and the verdict holds for these speakers only"
         )
     return found
 
