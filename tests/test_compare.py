@@ -245,8 +245,13 @@ def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:
     html = page.read_text(encoding="utf-8")
     assert "branch 1" in html and "nowhere" in html
     times = {path: path.stat().st_mtime for path in (tmp_path / "out" / "runs").rglob("model.safetensors")}
+    log = tmp_path / "out" / "runs" / "asr-alone" / "seed1" / "training" / "metrics.jsonl"
+    log.write_text(json.dumps(json.loads(log.read_text().splitlines()[-1]) | {"elapsed_s": 600}) + "\n")
     compare(config, "tones", tmp_path / "out", command="speech-mtl compare tones", jobs=2)
     assert times == {p: p.stat().st_mtime for p in (tmp_path / "out" / "runs").rglob("model.safetensors")}
+    arms = {arm["name"]: arm for arm in json.loads((tmp_path / "out" / "compare.json").read_text())["arms"]}
+    for key in ("train_flops", "train_minutes"):  # a transfer's training is that of both runs
+        assert arms["asr to speaker"][key] >= arms["asr alone"][key]
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def _arm(evidence: Evidence, arm: Arm) -> dict[str, Any]:
 
 
 def _size(evidence: Evidence, arm: Arm, config: Config) -> dict[str, Any]:
-    """Examples, parameters, FLOPs, and minutes of training."""
+    """Examples, parameters, FLOPs, and minutes of training, with those of the arm that it starts from."""
     runs = evidence.done[arm.name]
     if not runs:
         unknown = dict.fromkeys(("parameters", "flops_per_s", "train_flops", "train_minutes"))
@@ -238,15 +238,16 @@ def _size(evidence: Evidence, arm: Arm, config: Config) -> dict[str, Any]:
     learning = set(model.learning())
     views = 2 if any(config.tasks[name].consistency for name in learning) else 1  # every utterance heard twice
     train_flops = views * passes * inventory.duration_s * config.train.epochs
+    train_minutes = mean(_metrics(run)[-1]["elapsed_s"] / 60 for run in runs)
     if arm.start_from:
         source = evidence.plan.arm(arm.start_from)
-        source_config = evidence.plan.config_of(source, config.train.seed)
-        train_flops += _size(evidence, source, source_config)["train_flops"] or 0.0
-    minutes = [_metrics(run)[-1]["elapsed_s"] / 60 for run in runs]
+        its = _size(evidence, source, evidence.plan.config_of(source, config.train.seed))
+        train_flops += its["train_flops"] or 0.0
+        train_minutes += its["train_minutes"] or 0.0
     return {
         "examples": examples, "parameters": sum(p.numel() for p in model.parameters()),
         "flops_per_s": trunk + sum(heads.values()), "train_flops": train_flops,
-        "train_minutes": round(mean(minutes), 2),
+        "train_minutes": round(train_minutes, 2),
     }  # fmt: skip
 
 
