@@ -354,7 +354,7 @@ class Trainer:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise CheckpointError(f"{path}: damaged, or no state of a run ({type(error).__name__})") from None
-        before, now = json.loads(state["config"]), self.config.model_dump()
+        before, now = json.loads(state["config"]), self.config.model_dump(exclude={"compare"})  # of what else is run
         if changed := [
             f"{s}.{k}" for s in now for k in now[s] if before.get(s, {}).get(k) != json.loads(json.dumps(now[s][k]))
         ]:

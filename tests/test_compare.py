@@ -23,6 +23,7 @@ from speech_mtl.compare.runs import Run, _note_failure, make_runs
 from speech_mtl.config import Config, ConfigError, parse_config
 from speech_mtl.data import DataError
 from speech_mtl.evaluate import summarize
+from speech_mtl.train import Trainer
 
 
 def compare_values(corpus: dict[str, str], **changes: object) -> dict:
@@ -215,6 +216,20 @@ def test_other_settings_do_not_continue_a_comparison(corpus: dict[str, str], tmp
     values["train"]["lr"] = 1e-4
     with pytest.raises(ConfigError, match="begun with other settings"):
         make_runs(plan_arms(parse_config(values, "test")), tmp_path)
+    with pytest.raises(ConfigError, match="begun with other settings"):  # a margin is set beforehand
+        make_runs(plan_arms(config_of(corpus, margin=0.5)), tmp_path)
+
+
+def test_further_seeds_and_arms_continue_a_comparison(corpus: dict[str, str], tmp_path: Path) -> None:
+    """More seeds may decide, the report says; a run that was stopped goes on, too."""
+    (first,) = [run for run in make_runs(plan_arms(config_of(corpus)), tmp_path) if run.arm.name == "asr alone"]
+    config = parse_config(json.loads((first.folder / "run.json").read_text())["config"], "run.json")
+    Trainer(config, first.folder).save_state()
+    more = config_of(corpus, seeds=[1, 2], branches=[0, 1], arms={"deeper": ["tasks.speaker.blocks=1"]})
+    runs = make_runs(plan_arms(more), tmp_path)
+    assert len(runs) == 2 * len(plan_arms(more).arms)
+    config = parse_config(json.loads((first.folder / "run.json").read_text())["config"], "run.json")
+    Trainer(config, first.folder).load_state(first.folder / "training" / "state.pt")
 
 
 def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def make_runs(plan: Plan, out: Path) -> list[Run]:
             job = {"config": plan.config_of(arm, seed, start).model_dump(), "sets": sets}
             text = json.dumps(job, indent=1, sort_keys=True) + "\n"
             path = run.folder / "run.json"
-            if path.is_file() and path.read_text(encoding="utf-8") != text:
+            if path.is_file() and _its_own(path.read_text(encoding="utf-8")) != _its_own(text):
                 raise ConfigError(
                     f"{path}: this run was begun with other settings; choose another --out, or remove that folder"
                 )
@@ -66,6 +66,15 @@ def make_runs(plan: Plan, out: Path) -> list[Run]:
             write_atomically(path, partial(Path.write_text, data=text, encoding="utf-8"))
             runs.append(run)
     return runs
+
+
+def _its_own(text: str) -> dict[str, Any]:
+    """What a run.json says of its run and of the verdicts, without which other arms and seeds there are."""
+    job: dict[str, Any] = json.loads(text)
+    settings = job["config"]["compare"]
+    for name in ("seeds", "branches", "weights", "methods", "arms", "leave_out", "overrides", "quick"):
+        settings.pop(name, None)  # overrides are in the config already
+    return job
 
 
 def test_sets(plan: Plan) -> dict[str, dict[str, list[str]]]:
