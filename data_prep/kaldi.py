@@ -32,6 +32,7 @@ from data_prep.common import (
 )
 
 LABEL = re.compile(r"(utt|spk)2[A-Za-z0-9_]+")  # and no backup such as utt2spk.bak
+NUMBER = re.compile(r"0|[1-9][0-9]*")  # and not 07, which is another label than 7
 NOT_LABELS = {"utt2spk", "utt2dur", "utt2num_frames", "utt2uniq", "spk2utt", "spk2gender", "utt2lang"}
 
 
@@ -151,7 +152,7 @@ def _cut(
         speaker=speaker,
         gender=of_speaker.get("spk2gender"),
         language=of_utterance.get("utt2lang") or language,
-        labels={label: int(value) if value and value.isdecimal() else value for label, value in labels.items()},
+        labels={label: int(value) if value and NUMBER.fullmatch(value) else value for label, value in labels.items()},
         start_s=start_s,
         duration_s=duration_s,
         channel=_channel(tables["reco2channel"].get(segment.recording), channel),

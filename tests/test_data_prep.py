@@ -265,12 +265,14 @@ def test_kaldi_segments_labels_and_left_outs(tmp_path: Path) -> None:
     write(folder / "utt2emotion", "u1 happy")
     write(folder / "utt2power", "u1 ²")  # a digit, and no number
     write(folder / "spk2age", "ann 30")
+    write(folder / "utt2zone", "u1 07", "u2 7")
     splits, left_out = read(data_prep.prepare("kaldi", folder, tmp_path / "out", language="en"))
     first, second = splits["all"]
     assert (first.start, first.duration, second.start, second.duration) == (0.5, 0.5, 1.5, 0.5)
     label = first.supervisions[0]
     assert (label.text, label.speaker, label.gender, label.language) == ("HELLO THERE", "kaldi-ann", "female", "en")
-    assert label.custom == {"corpus": "kaldi", "emotion": "happy", "power": "²", "age": 30}
+    assert label.custom == {"corpus": "kaldi", "emotion": "happy", "power": "²", "age": 30, "zone": "07"}
+    assert second.supervisions[0].custom == {"corpus": "kaldi", "zone": 7}
     assert (second.supervisions[0].text, second.supervisions[0].gender) == (None, None)
     expected = {
         "u3": "end is not after the start",
