@@ -232,6 +232,24 @@ def test_further_seeds_and_arms_continue_a_comparison(corpus: dict[str, str], tm
     Trainer(config, first.folder).load_state(first.folder / "training" / "state.pt")
 
 
+def test_the_time_holds_that_of_calls_that_were_interrupted(
+    corpus: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped_after_an_hour(*args: object) -> None:
+        monkeypatch.setattr("speech_mtl.compare.time.monotonic", lambda: 3600.0)
+        raise KeyboardInterrupt
+
+    for _ in range(2):
+        monkeypatch.setattr("speech_mtl.compare.time.monotonic", lambda: 0.0)
+        monkeypatch.setattr("speech_mtl.compare.run_all", stopped_after_an_hour)
+        with pytest.raises(KeyboardInterrupt):
+            compare(config_of(corpus), "tones", tmp_path, command="test")
+    monkeypatch.setattr("speech_mtl.compare.run_all", lambda *args: None)
+    for _ in range(2):
+        compare(config_of(corpus), "tones", tmp_path, command="test")
+        assert json.loads((tmp_path / "compare.json").read_text())["minutes"] == 120
+
+
 def test_from_recipe_to_report(corpus: dict[str, str], tmp_path: Path) -> None:
     """A few arms; one of them cannot be trained, and is named; called again, only that one is tried."""
     config = config_of(

@@ -55,16 +55,26 @@ def compare(config: Config, recipe: str, out: Path, *, command: str, quick: bool
     if caution := check_apart(plan.config):
         console.print(f"warning: {caution}", style="yellow", highlight=False, markup=False)
     runs = make_runs(plan, out)
+    path, interrupted = out / "compare.json", out / "interrupted.json"  # the latter: the minutes until then
+    earlier = next((p for p in (interrupted, path) if p.is_file()), None)
+    before = json.loads(earlier.read_text(encoding="utf-8"))["minutes"] if earlier else 0.0
+
+    def minutes() -> float:
+        return round(before + (time.monotonic() - started) / 60, 1)
+
     describe(plan, console)
-    run_all(runs, jobs, console)
-    path = out / "compare.json"
-    before = json.loads(path.read_text(encoding="utf-8"))["minutes"] if path.is_file() else 0.0
+    try:
+        run_all(runs, jobs, console)
+    except KeyboardInterrupt:
+        interrupted.write_text(json.dumps({"minutes": minutes()}) + "\n", encoding="utf-8")
+        raise
     found = {
         "recipe": recipe, "command": command, "commit": _commit(), "quick": quick,
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {jobs} runs at a time",
     } | collect(plan, runs)  # fmt: skip
-    found["minutes"] = round(before + (time.monotonic() - started) / 60, 1)
+    found["minutes"] = minutes()
     write_atomically(path, lambda p: p.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8"))
+    interrupted.unlink(missing_ok=True)
     return write_comparison(out)
 
 
