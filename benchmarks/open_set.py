@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -85,7 +86,7 @@ def report(
     print(f"calibrated on {len(heard[0])} speakers, {calibration.note}")
     print(f"Cllr on the fresh speakers: {cllr(trials, calibration):.3f} bits")
     edges = (0.0, *BANDS_S, np.inf)
-    rows = [(f"{low:g}-{high:g} s", low, high) for low, high in zip(edges, edges[1:], strict=False)]
+    rows = [(f"{low:g}-{high:g} s", low, high) for low, high in pairwise(edges)]
     for name, low, high in [*rows, ("phrases (0.5-4 s)", 0.5, 4.0), ("all", 0.0, np.inf)]:
         part = trials.within(low, high)
         if len(part.seconds_P):

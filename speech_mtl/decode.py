@@ -9,6 +9,7 @@ estimated from where its first and last tokens stand.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from math import exp, inf
 
 import torch
@@ -82,7 +83,7 @@ def _written(log_probs_SV: Tensor, path_S: Tensor) -> list[Token]:
 
 def frames_needed(ids: list[int]) -> int:
     """The fewest frames CTC can write these tokens in: one each, and a blank between equal neighbours."""
-    return len(ids) + sum(a == b for a, b in zip(ids, ids[1:], strict=False))
+    return len(ids) + sum(a == b for a, b in pairwise(ids))
 
 
 def words(tokens: list[Token], pieces: list[str], frame_s: float, limit_s: float = inf) -> list[Word]:

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
@@ -129,7 +130,7 @@ def phrases_of(words: Sequence[Word]) -> list[list[Word]]:
     """Words of a stretch, cut at pauses, and where a phrase would be too long at its longest one."""
     done: list[list[Word]] = []
     to_do = [[words[0]]] if words else []
-    for before, word in zip(words, words[1:], strict=False):
+    for before, word in pairwise(words):
         if word.start_s - before.end_s > PAUSE_S:
             to_do.append([])
         to_do[-1].append(word)
@@ -139,7 +140,7 @@ def phrases_of(words: Sequence[Word]) -> list[list[Word]]:
         if len(run) > 1 and run[-1].end_s - run[0].start_s > PHRASE_S:
             middle_s = (run[0].start_s + run[-1].end_s) / 2
             # of pauses alike, the one nearest to the middle
-            worth = [b.start_s - a.end_s - 0.1 * abs((a.end_s + b.start_s) / 2 - middle_s) for a, b in _pairs(run)]
+            worth = [b.start_s - a.end_s - 0.1 * abs((a.end_s + b.start_s) / 2 - middle_s) for a, b in pairwise(run)]
             cut = int(np.argmax(worth)) + 1
             to_do += [run[cut:], run[:cut]]
         else:
@@ -150,7 +151,7 @@ def phrases_of(words: Sequence[Word]) -> list[list[Word]]:
 def pieces_of(run: list[Word]) -> list[list[Word]]:
     """A phrase's words, cut at every pause."""
     pieces = [[run[0]]]
-    for before, word in _pairs(run):
+    for before, word in pairwise(run):
         if word.start_s - before.end_s > TOUCH_S:
             pieces.append([])
         pieces[-1].append(word)
@@ -159,15 +160,11 @@ def pieces_of(run: list[Word]) -> list[list[Word]]:
 
 def pooled(runs: list[list[Word]]) -> list[tuple[float, float]]:
     """What is pooled of each of some runs of words in order: (first, last) in seconds."""
-    middles_s = [(before[-1].end_s + run[0].start_s) / 2 for before, run in zip(runs, runs[1:], strict=False)]
+    middles_s = [(before[-1].end_s + run[0].start_s) / 2 for before, run in pairwise(runs)]
     return [
         (max(run[0].start_s - MARGIN_S, first_s), min(run[-1].end_s + MARGIN_S, last_s))
         for run, first_s, last_s in zip(runs, [-inf, *middles_s], [*middles_s, inf], strict=False)
     ]
-
-
-def _pairs(run: list[Word]) -> list[tuple[Word, Word]]:
-    return list(zip(run, run[1:], strict=False))
 
 
 def find_voices(phrases: Sequence[Phrase], population: Population, count: int | None = None) -> Voices:
@@ -265,7 +262,7 @@ class _Said(NamedTuple):
     def of(cls, phrases: Sequence[Phrase]) -> _Said:
         embeddings_UE = np.stack([phrase.embedding for phrase in phrases]).astype(np.float64)  # type: ignore[misc]
         durations_U = np.array([phrase.end_s - phrase.start_s for phrase in phrases])
-        pauses_U = np.array([0.0, *(b.start_s - a.end_s for a, b in zip(phrases, phrases[1:], strict=False))])
+        pauses_U = np.array([0.0, *(b.start_s - a.end_s for a, b in pairwise(phrases))])
         stay_U = np.interp(pauses_U, (0.0, LONG_PAUSE_S), (STAY, STAY_AFTER))
         weights_U = np.clip(durations_U, 0.05, PHRASE_S) ** POWER
         return cls(embeddings_UE, durations_U, weights_U, stay_U)

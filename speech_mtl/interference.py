@@ -21,7 +21,7 @@ Conflict is a suspicion and not a proof (arXiv 2408.14677): `propose_branch` sug
 from __future__ import annotations
 
 import json
-from itertools import combinations
+from itertools import combinations, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def _pair(records: list[dict[str, Any]], a: str, b: str, signs: dict[str, int], 
     whole = _whole(grams)
     cosine = whole[..., 0, 1] / np.sqrt(whole[..., 0, 0] * whole[..., 1, 1]).clip(1e-30)
     edges = np.linspace(0, epochs.max() + 1e-9, bins + 1)
-    stretches = [np.flatnonzero((epochs >= low) & (epochs < high)) for low, high in zip(edges, edges[1:], strict=False)]
+    stretches = [np.flatnonzero((epochs >= low) & (epochs < high)) for low, high in pairwise(edges)]
     stretches = [s for s in stretches if len(s)]
     size = np.sqrt(whole[..., [0, 1], [0, 1]].mean(0)) * np.abs(scales).mean(0)  # (blocks, 2)
     step = np.array([record["lr"] for record in records])[:, None]

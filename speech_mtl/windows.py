@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -250,7 +251,7 @@ class Stitch:
         bounds = [0, size] if ends else [0, *_pauses(self.model, whole.log_probs_SV, self.opens_word)]
         rest = self.part(whole, bounds[-1], size)
         self.pending = [] if ends else [_copied(rest)]  # a view would keep all of it in memory
-        parts = [(first, last) for first, last in zip(bounds, bounds[1:], strict=False) if first < last]
+        parts = [(first, last) for first, last in pairwise(bounds) if first < last]
         return self.part(whole, 0, bounds[-1]), parts
 
     def part(self, stretch: Stretch, low: int, high: int) -> Stretch:

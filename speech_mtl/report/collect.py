@@ -11,6 +11,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ def by_speaker(evidence: Evidence) -> list[Tally]:
 def by_duration(evidence: Evidence) -> list[Tally]:
     """A tally a band of lengths, short to long; empty bands are absent."""
     labels = [f"under {DURATION_EDGES_S[0]} s"]
-    labels += [f"{low}–{high} s" for low, high in zip(DURATION_EDGES_S, DURATION_EDGES_S[1:], strict=False)]
+    labels += [f"{low}–{high} s" for low, high in pairwise(DURATION_EDGES_S)]
     labels += [f"{DURATION_EDGES_S[-1]} s and longer"]
     tallies = _tally(evidence, lambda row: labels[sum(row["duration_s"] >= edge for edge in DURATION_EDGES_S)])
     return sorted(tallies, key=lambda tally: labels.index(tally.label))
