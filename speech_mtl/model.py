@@ -203,17 +203,21 @@ class SpeechModel(nn.Module):
         """The tasks whose loss reaches a weight that is trained."""
         if any(p.requires_grad for p in self.encoder.parameters()):
             return list(self.tasks)
-        own = {
-            name: [self.tasks[name], *([self.branches[name]] if name in self.branches else [])] for name in self.tasks
-        }
-        return [name for name in own if any(p.requires_grad for part in own[name] for p in part.parameters())]
+        return [
+            name for name in self.tasks
+            if any(p.requires_grad for part in self.own_parts(name) for p in part.parameters())
+        ]  # fmt: skip
 
     def moves(self, name: str) -> bool:
         """Whether training changes a task's head, or the frames that it reads."""
         lowest = self.config.branch_point(name)
         below = [self.encoder.subsampling, *list(self.encoder.blocks.values())[:lowest]] if lowest else []
-        parts = [*below, *([self.branches[name]] if name in self.branches else []), self.tasks[name]]
-        return any(parameter.requires_grad for part in parts if part for parameter in part.parameters())
+        parts = [part for part in (*below, *self.own_parts(name)) if part is not None]
+        return any(parameter.requires_grad for part in parts for parameter in part.parameters())
+
+    def own_parts(self, name: str) -> list[nn.Module]:
+        """A task's head, and its own blocks where it has some."""
+        return [self.tasks[name], *([self.branches[name]] if name in self.branches else [])]
 
     def task(self, name: str) -> Task:
         return self.tasks[name]  # type: ignore[return-value]

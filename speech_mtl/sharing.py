@@ -49,10 +49,7 @@ class SharedGradients:
         self.names = model.learning()
         self.trunk_learns = any(p.requires_grad for p in model.encoder.parameters())
         self.trunk = self._prepared(Part(model.trunk, model.features, model.encoder))
-        self.heads = {}
-        for name in self.names:
-            own = [model.branches[name]] if name in model.branches else []
-            self.heads[name] = self._prepared(Part(model.head, model.tasks[name], *own))
+        self.heads = {name: self._prepared(Part(model.head, *model.own_parts(name))) for name in self.names}
 
     def parts(self) -> list[nn.Module]:
         """Those that learn."""

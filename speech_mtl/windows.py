@@ -184,7 +184,8 @@ def hear(model: SpeechModel, batch: list[Window], asr: str | None, others: list[
         low, high = (window.first - window.start) // cell, (window.last - window.start) // cell
         if window.start + sizes[row] == window.last:
             high = int(shared.lengths_B[row])  # a last frame of fewer samples
-        frames = {name: cut_frames(_row(whole, row), low, high, ratio) for name, whole in read.items()}
+        own = slice(row, row + 1)
+        frames = {name: cut_frames(whole.of_rows(own), low, high, ratio) for name, whole in read.items()}
         log_probs_SV = torch.zeros(high - low, 0) if log_probs_BSV is None else log_probs_BSV[row, low:high]
         found.append(Stretch(window.first // cell, log_probs_SV, frames))
     return found
@@ -261,14 +262,6 @@ class Stitch:
         return Stretch(stretch.start + low, stretch.log_probs_SV[low:high], frames)
 
 
-def _row(frames: Frames, row: int) -> Frames:
-    """One utterance of a batch, as a batch of one with its padding."""
-    own = slice(row, row + 1)
-    return Frames(
-        frames.mel_BTF[own], frames.mel_lengths_B[own], [block[own] for block in frames.blocks], frames.lengths_B[own]
-    )
-
-
 def cut_frames(frames: Frames, low: int, high: int, ratio: int) -> Frames:
     """Encoder frames low..high of a batch of one, with the mel frames they were made of, `ratio` each."""
     mel_BTF = frames.mel_BTF[:, low * ratio : min(high * ratio, int(frames.mel_lengths_B[0]))]
@@ -288,8 +281,8 @@ def joined(parts: list[Stretch]) -> Stretch:
 def _chained(parts: list[Frames]) -> Frames:
     mel_BTF = torch.cat([part.mel_BTF for part in parts], dim=1)
     blocks = [torch.cat(block, dim=1) for block in zip(*(part.blocks for part in parts), strict=True)]
-    lengths = sum(part.lengths_B for part in parts), sum(part.mel_lengths_B for part in parts)
-    return Frames(mel_BTF, lengths[1], blocks, lengths[0])  # type: ignore[arg-type]
+    mel_lengths_B = torch.stack([part.mel_lengths_B for part in parts]).sum(0)
+    return Frames(mel_BTF, mel_lengths_B, blocks, torch.stack([part.lengths_B for part in parts]).sum(0))
 
 
 def _copied(stretch: Stretch) -> Stretch:

@@ -30,8 +30,8 @@ class Frames(NamedTuple):
     blocks: list[Tensor]
     lengths_B: Tensor
 
-    def of_rows(self, rows_B: Tensor | None) -> Frames:
-        """Those of some utterances; of all where rows_B is None."""
+    def of_rows(self, rows_B: Tensor | slice | None) -> Frames:
+        """Those of some utterances, by a mask, numbers or a slice; of all where rows_B is None."""
         if rows_B is None:
             return self
         blocks = [block[rows_B] for block in self.blocks]
