@@ -179,9 +179,7 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _card(source: Source, config: Config, model: SpeechModel) -> str:
     """The model folder's README.md."""
-    encoder, features = config.encoder, config.features
-    size = sum(parameter.numel() for parameter in model.parameters())
-    frame_ms = 1000 * features.hop_samples * encoder.subsampling / features.sample_rate
+    encoder, features, size = config.encoder, config.features, model.n_parameters
     return "\n".join([
         f"# {source.name}, imported\n",
         f"A recogniser made of the public checkpoint '{source.name}' (Parakeet-CTC: a FastConformer with a CTC head).",
@@ -189,7 +187,7 @@ def _card(source: Source, config: Config, model: SpeechModel) -> str:
         "were; its licence goes with them.\n",
         *([f"It is {source.note}.\n"] if source.note else []),
         f"- {encoder.n_blocks} blocks, {encoder.d_model} wide, {encoder.n_heads} heads, kernel {encoder.kernel_size}",
-        f"- {features.n_mels} mel bins at {features.sample_rate} Hz; an output every {frame_ms:g} ms",
+        f"- {features.n_mels} mel bins at {features.sample_rate} Hz; an output every {1000 * model.frame_s:g} ms",
         f"- {len(model.tokenizer or [])} pieces, and the blank as the last output\n",
         "`speech-mtl transcribe`, `evaluate` and `train` work on this folder as on any other. Named speakers are",
         "added by a branch beside the recogniser, which stays as it is to the last bit:\n",

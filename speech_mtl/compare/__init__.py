@@ -13,7 +13,10 @@ import subprocess
 import time
 from pathlib import Path
 
+import torch
 from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
 from speech_mtl.checkpoint import write_atomically
 from speech_mtl.compare.apart import check_apart
@@ -80,8 +83,6 @@ def compare(config: Config, recipe: str, out: Path, *, command: str, quick: bool
 
 def describe(plan: Plan, console: Console) -> None:
     """What every arm will be, before it is trained: its shared blocks, parameters and operations."""
-    from rich.table import Table
-
     table = Table(title=f"{len(plan.arms)} arms × {len(plan.config.compare.seeds)} seeds")
     for heading in ("arm", "what it is", "branch", "encoder parameters", "GFLOP a second of audio"):
         table.add_column(heading, justify="right" if heading.startswith(("enc", "GF")) else "left")
@@ -95,9 +96,6 @@ def describe(plan: Plan, console: Console) -> None:
 
 def encoder_cost(config: Config) -> tuple[int, float]:
     """Parameters of the trunk and the tasks' own blocks, and their operations for a second of audio."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
     mels, seconds = config.features.n_mels, 10
     frames = seconds * config.features.sample_rate // config.features.hop_samples
     encoder = config.encoder

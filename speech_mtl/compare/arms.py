@@ -10,14 +10,14 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from itertools import permutations
-from typing import TYPE_CHECKING
+
+import torch
 
 from speech_mtl.config import Config, ConfigError, DataConfig, parse_config
 from speech_mtl.cuts import label_names
+from speech_mtl.encoder import Conformer
 from speech_mtl.recipe import override_values
-
-if TYPE_CHECKING:
-    from speech_mtl.encoder import Conformer
+from speech_mtl.weighting import build_weighting
 
 SAME_DATA = ("train", "shares", "temperature", "min_utterance_s", "max_utterance_s", "dev", "dev_enroll")
 """What of the data section all arms must have in common."""
@@ -83,8 +83,6 @@ class Plan:
 
 def plan_arms(config: Config) -> Plan:
     """All the arms that the recipe's [compare] section asks for. Raises ConfigError."""
-    from speech_mtl.weighting import build_weighting
-
     plan, names = Plan(config), list(config.tasks)
     if len(names) < 2:
         raise ConfigError(f"compare: at least two tasks are needed, the recipe has {names}")
@@ -191,8 +189,6 @@ def _small_width(plan: Plan) -> int:
 
 def encoder_stacks(config: Config) -> list[tuple[int, Conformer]]:
     """The trunk and the tasks' own blocks, each with the number of blocks that it follows."""
-    from speech_mtl.encoder import Conformer
-
     parts = [(0, config.trunk_depth())] + [(config.branch_point(n), config.depth(n)) for n in config.tasks]
     mels = config.features.n_mels
     return [(first, Conformer(config.encoder, mels, first, last)) for first, last in parts if first < last]
@@ -200,7 +196,5 @@ def encoder_stacks(config: Config) -> list[tuple[int, Conformer]]:
 
 def encoder_weights(config: Config) -> int:
     """How many weights these have."""
-    import torch
-
     with torch.device("meta"):
         return sum(weight.numel() for _, stack in encoder_stacks(config) for weight in stack.parameters())

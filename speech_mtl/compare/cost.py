@@ -64,7 +64,7 @@ def measure_cost(joint: Path, singles: dict[str, Path]) -> dict[str, Any]:
     for side, models in sides.items():
         flops = [flops_per_s(model) for model in models]
         found[side] = {
-            "parameters": sum(p.numel() for model in models for p in model.parameters()),
+            "parameters": sum(model.n_parameters for model in models),
             "flops_per_s": sum(trunk + sum(heads.values()) for trunk, heads in flops),
             "rtf": median(times[side]) / audio_s,
             "peak_mb": peak_mb(folders[side]),

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
+from collections.abc import Callable
 from math import ceil
-from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
@@ -63,7 +63,7 @@ class Evidence:
         """By task and seed, the headline error on a test set."""
         found: dict[str, dict[str, float]] = defaultdict(dict)
         for run in self.done[arm]:
-            summary = _json(run.folder / "scores" / part / "summary.json")
+            summary = json.loads((run.folder / "scores" / part / "summary.json").read_text(encoding="utf-8"))
             kinds = {name: self.kinds[name] for name in run.arm.tasks}
             for task, error in headline(summary, kinds).items():
                 found[task][str(run.seed)] = error
@@ -81,29 +81,28 @@ class Evidence:
         if self._unchanged(arm, reference, task, a, b):
             return Comparison(0.0, 0.0, 0.0, 1.0, UNCHANGED, len(ids), len(ids))
         speakers = [row["true_speaker"] or row["id"] for row in a[0]]
+
+        def of_both(figure: Callable[[dict[str, Any]], Any]) -> list[list[list[Any]]]:
+            """A figure of each of the two arms' answers, by arm, seed and utterance."""
+            return [[[figure(row[task]) for row in rows] for rows in arm_rows] for arm_rows in (a, b)]
+
         if self.kinds[task] == "asr":
             words = [row[task]["errors"]["words"] for row in a[0]]
             if not sum(words):
                 return None
-            ours, theirs = (
-                [[word_error_count(r[task]["errors"]) for r in rows] for rows in arm_rows] for arm_rows in (a, b)
-            )
+            ours, theirs = of_both(lambda answer: word_error_count(answer["errors"]))
             return paired_wer_bootstrap(ours, theirs, words, speakers, confidence=CONFIDENCE)
         if self.kinds[task] == "speaker" and a[0][0][task]["mode"] == "enrolled":
             names = sorted(a[0][0][task]["scores"])
-            scores_a, scores_b = (
-                [[[r[task]["scores"][n] for n in names] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
-            )
             is_target = [[row[task]["ref"] == name for name in names] for row in a[0]]
             kinds = {target for row in is_target for target in row}
             if kinds == {True, False}:
-                return eer_bootstrap(scores_a, scores_b, is_target, speakers, confidence=CONFIDENCE)
+                ours, theirs = of_both(lambda answer: [answer["scores"][name] for name in names])
+                return eer_bootstrap(ours, theirs, is_target, speakers, confidence=CONFIDENCE)
             if kinds == {False}:  # strangers alone have no error, as in `headline`; one reference alone has accuracy
                 return None
-        right_a, right_b = (
-            [[r[task]["ref"] == r[task]["hyp"] for r in rows] for rows in arm_rows] for arm_rows in (a, b)
-        )
-        return paired_accuracy(right_a, right_b, speakers, confidence=CONFIDENCE)
+        ours, theirs = of_both(lambda answer: answer["ref"] == answer["hyp"])
+        return paired_accuracy(ours, theirs, speakers, confidence=CONFIDENCE)
 
     def _unchanged(self, arm: str, reference: str, task: str, a: list[list[Row]], b: list[list[Row]]) -> bool:
         """Whether each seed's answers, scores and confidences included, are those of the reference's same seed.
@@ -144,10 +143,6 @@ class Evidence:
         if (found := self.compare(arm, reference, task, part)) is None:
             return None
         return verdict_of(found.difference, found.low, found.high, self.margin(reference, task, part))
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def collect(plan: Plan, runs: list[Run]) -> dict[str, Any]:
@@ -245,7 +240,7 @@ def _size(evidence: Evidence, arm: Arm, config: Config) -> dict[str, Any]:
         train_flops += its["train_flops"] or 0.0
         train_minutes += its["train_minutes"] or 0.0
     return {
-        "examples": examples, "parameters": sum(p.numel() for p in model.parameters()),
+        "examples": examples, "parameters": model.n_parameters,
         "flops_per_s": trunk + sum(heads.values()), "train_flops": train_flops,
         "train_minutes": round(train_minutes, 2),
     }  # fmt: skip

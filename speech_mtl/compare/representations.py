@@ -12,6 +12,7 @@ import torch
 from lhotse import CutSet
 
 from speech_mtl.config import Config
+from speech_mtl.cuts import label_names
 from speech_mtl.data import DataError, batches, read_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import label_of
@@ -30,8 +31,7 @@ def block_vectors(
     cuts = sorted(read_cuts(manifests), key=lambda cut: cut.id)
     spread = np.linspace(0, len(cuts) - 1, min(len(cuts), UTTERANCES)).round().astype(int)
     chosen = CutSet.from_cuts([cuts[i] for i in spread])
-    labelled = {name: "speaker" if t.type == "speaker" else t.label or name for name, t in config.tasks.items()
-                if t.type != "asr"}  # fmt: skip
+    labelled = {task: name for task, name in label_names(config).items() if config.tasks[task].type != "asr"}
     first = next(iter(model.tasks))
     found: dict[str, tuple[list[torch.Tensor], dict[str, str | None]]] = {}
     for batch in batches(chosen, model.config):

@@ -24,9 +24,9 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from speech_mtl.checkpoint import write_atomically
+from speech_mtl.checkpoint import load_model, write_atomically
 from speech_mtl.compare.arms import Arm, Plan
-from speech_mtl.config import ConfigError
+from speech_mtl.config import ConfigError, parse_config
 
 
 @dataclass
@@ -173,8 +173,6 @@ def _note_failure(run: Run, code: int) -> None:
 
 def work(folder: Path) -> None:
     """One run: train or go on, then score every test set."""
-    from speech_mtl.checkpoint import load_model
-    from speech_mtl.config import parse_config
     from speech_mtl.evaluate import evaluate
     from speech_mtl.train import train
 
