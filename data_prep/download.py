@@ -110,13 +110,11 @@ def _bar() -> Progress:
 def _verify(archive: Archive, part: Path) -> None:
     """A part that is complete but wrong cannot be continued, so it is removed."""
     if archive.sha256 is not None:
-        digest = hashlib.sha256()
         with part.open("rb") as file:
-            while chunk := file.read(CHUNK_BYTES):
-                digest.update(chunk)
-        if digest.hexdigest() != archive.sha256:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != archive.sha256:
             part.unlink()
-            raise PrepareError(f"{archive.name}: SHA-256 is {digest.hexdigest()}, expected {archive.sha256}; removed")
+            raise PrepareError(f"{archive.name}: SHA-256 is {found}, expected {archive.sha256}; removed")
     if archive.unpack and not (zipfile.is_zipfile(part) or tarfile.is_tarfile(part)):
         part.unlink()
         raise PrepareError(f"{archive.name}: what {archive.url} sent is neither a zip nor a tar archive; removed")

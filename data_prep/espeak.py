@@ -18,7 +18,7 @@ import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -55,7 +55,7 @@ VARIANTS = (*FEMALE_VARIANTS, *MALE_VARIANTS)
 _RETRIEVE_AUDIO = 2
 _PHONEME_EVENTS_NO_EXIT = 0x8001
 _UTF8_WITH_PHONEMES = 0x101
-_WORD, _END, _PHONEME = 1, 5, 7
+_WORD, _PHONEME = 1, 7
 _RATE, _PITCH, _RANGE, _WORD_GAP = 1, 3, 4, 7
 _LETTER_A = "[['eI]]"
 _LOCK = threading.Lock()
@@ -204,12 +204,6 @@ class _Event:
     phoneme: str
 
 
-@dataclass
-class _Collected:
-    chunks: list[np.ndarray] = field(default_factory=list)
-    events: list[_Event] = field(default_factory=list)
-
-
 class _EventId(ctypes.Union):
     _fields_ = [("number", ctypes.c_int), ("name", ctypes.c_char_p), ("string", ctypes.c_char * 8)]
 
@@ -304,16 +298,17 @@ def _set_voice(library: ctypes.CDLL, voice: Voice, word_gap_s: float) -> None:
 
 
 def _synth(library: ctypes.CDLL, text: str) -> tuple[list[_Event], np.ndarray]:
-    collected = _Collected()
+    chunks: list[np.ndarray] = []
+    found: list[_Event] = []
 
     def receive(samples: ctypes._Pointer, count: int, events: ctypes._Pointer) -> int:
         if samples and count > 0:
-            collected.chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
+            chunks.append(np.ctypeslib.as_array(samples, (count,)).copy())
         index = 0
         while events[index].type != 0:
             raw = events[index]
             phoneme = raw.id.string.decode("utf-8", "replace") if raw.type == _PHONEME else ""
-            collected.events.append(_Event(raw.type, raw.text_position, raw.sample, phoneme))
+            found.append(_Event(raw.type, raw.text_position, raw.sample, phoneme))
             index += 1
         return 0
 
@@ -322,5 +317,5 @@ def _synth(library: ctypes.CDLL, text: str) -> tuple[list[_Event], np.ndarray]:
     data = text.encode()
     library.espeak_Synth(data, len(data) + 1, 0, 1, 0, _UTF8_WITH_PHONEMES, None, None)
     library.espeak_Synchronize()
-    audio = np.concatenate(collected.chunks) if collected.chunks else np.zeros(0, np.int16)
-    return collected.events, audio.astype(np.float32) / 32768
+    audio = np.concatenate(chunks) if chunks else np.zeros(0, np.int16)
+    return found, audio.astype(np.float32) / 32768

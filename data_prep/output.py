@@ -134,8 +134,8 @@ def left_out_table(left_out: list[LeftOut], out: Path) -> Table:
     of_reason = defaultdict(list)
     for item in left_out:
         of_reason[item.reason].append(item.item)
-    table = Table("left out because", title=f"left out: {len(left_out)}, all in {out / LEFT_OUT_FILE}")
-    table.title_justify = "left"
+    title = f"left out: {len(left_out)}, all in {out / LEFT_OUT_FILE}"
+    table = Table("left out because", title=title, title_justify="left")
     table.add_column("items", justify="right")
     table.add_column("for example")
     for reason, items in sorted(of_reason.items(), key=lambda pair: -len(pair[1])):
