@@ -33,11 +33,13 @@ CORPORA: dict[str, str] = {
 }
 
 
+class PrepareError(ValueError):
+    """A source that cannot be prepared; the message names the item, the value found and what would be accepted."""
+
+
 def prepare(corpus: str, source: Path | None, out: Path, *, download: bool = False, **options: Any) -> Path:
     """Prepare one corpus into the folder ``out`` and print what is in it; returns ``out``."""
-    # Imported here so that the list of corpora is cheap to show in --help.
-    from data_prep.common import PrepareError
-    from data_prep.output import write
+    from data_prep.output import write  # here, so that the list of corpora is cheap to show in --help
 
     module = load(corpus)
     out = Path(out)
@@ -66,8 +68,6 @@ def prepare(corpus: str, source: Path | None, out: Path, *, download: bool = Fal
 def load(corpus: str) -> ModuleType:
     """The module of a corpus; PrepareError with the nearest name when there is none."""
     if corpus not in CORPORA:
-        from data_prep.common import PrepareError
-
         raise PrepareError(f"corpus {corpus!r} is unknown{_nearest(corpus, CORPORA)}; accepted: {', '.join(CORPORA)}")
     return importlib.import_module(CORPORA[corpus])
 
@@ -80,8 +80,6 @@ def options_of(corpus: str) -> dict[str, inspect.Parameter]:
 
 def _checked(corpus: str, options: dict[str, Any]) -> dict[str, Any]:
     """Options as their types say; text (from a command line) is converted, an unknown option is refused."""
-    from data_prep.common import PrepareError
-
     known = options_of(corpus)
     for name in options:
         if name not in known:
@@ -92,8 +90,6 @@ def _checked(corpus: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _converted(name: str, value: Any, annotation: Any) -> Any:
-    from data_prep.common import PrepareError
-
     if not isinstance(value, str):
         return value
     types = {int: int, int | None: int, float: float, Path: Path, Path | None: Path, str: str, str | None: str}

@@ -1,4 +1,4 @@
-"""What every corpus file needs: the result it returns, the error it raises, and how a recording becomes a cut.
+"""What every corpus file needs: the result it returns, and how a recording becomes a cut.
 
 A corpus module is one file with ``prepare(source: Path, **options) -> Prepared``. Whatever it cannot use goes into
 ``Prepared.left_out`` with a reason that names the value found and what would be accepted; nothing vanishes silently.
@@ -21,14 +21,12 @@ from lhotse.audio import AudioSource
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from data_prep import PrepareError
+
 # Times in manifests are rounded; an end this little past the recording is taken as its end.
 END_TOLERANCE_S = 0.1
 LEFT_OUT_FILE = "left_out.jsonl"
 GENDERS = {"f": "female", "female": "female", "m": "male", "male": "male"}
-
-
-class PrepareError(ValueError):
-    """A source that cannot be prepared; the message names the item, the value found and what would be accepted."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +139,13 @@ def checked_span(start_s: float, end_s: float | None, recording: Recording) -> t
 def gender_of(value: str | None) -> str | None:
     """'f', 'F', 'female' -> 'female'; 'm', ... -> 'male'; anything else is no label."""
     return GENDERS.get((value or "").strip().lower())
+
+
+def check_counts(least: int, **options: int) -> None:
+    """Raises PrepareError for an option below `least`."""
+    for name, value in options.items():
+        if value < least:
+            raise PrepareError(f"option {name}: {value} given; accepted: {least} or more")
 
 
 def find_folder(source: Path, candidates: Sequence[str], needs: str) -> Path:

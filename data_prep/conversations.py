@@ -23,7 +23,7 @@ from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
-from data_prep.common import LeftOut, Prepared, PrepareError, progress, to_cuts
+from data_prep.common import LeftOut, Prepared, PrepareError, check_counts, progress, to_cuts
 from speech_mtl.audio import reason_of
 from speech_mtl.data import DataError, Manifest
 
@@ -125,9 +125,7 @@ def prepare(
 def _check_options(
     conversations: int, minutes: float, speakers: int, pause_s: float, backchannels: float, overlap: float, room: float
 ) -> None:
-    for name, value in {"conversations": conversations, "speakers": speakers}.items():
-        if value < 1:
-            raise PrepareError(f"option {name}: {value} given; accepted: 1 or more")
+    check_counts(1, conversations=conversations, speakers=speakers)
     for name, share in {"backchannels": backchannels, "overlap": overlap}.items():
         if not 0 <= share <= 1:
             raise PrepareError(f"option {name}: {share} given; accepted: a share from 0 to 1")

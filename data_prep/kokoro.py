@@ -27,7 +27,16 @@ import numpy as np
 import soxr
 from lhotse import MonoCut
 
-from data_prep.common import Prepared, PrepareError, make_cut, open_recording, progress, to_cuts, write_flac
+from data_prep.common import (
+    Prepared,
+    PrepareError,
+    check_counts,
+    make_cut,
+    open_recording,
+    progress,
+    to_cuts,
+    write_flac,
+)
 from data_prep.download import Archive
 from data_prep.synthetic import SAMPLE_RATE, in_a_room
 from data_prep.synthetic_text import sentence
@@ -72,9 +81,7 @@ def archives() -> list[Archive]:
 
 
 def prepare(source: Path, audio: Path, *, speakers: int = 100, utterances: int = 20, seed: int = 0) -> Prepared:
-    for name, value in {"speakers": speakers, "utterances": utterances}.items():
-        if value < 1:
-            raise PrepareError(f"option {name}: {value} given; accepted: 1 or more")
+    check_counts(1, speakers=speakers, utterances=utterances)
     model, voices = _found(source, "*.onnx"), _found(source, "voices*")
     drawn = draw_speakers(_names(voices), speakers, seed)
     kokoro = _kokoro(model, voices)

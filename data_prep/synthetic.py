@@ -6,7 +6,7 @@ repetition; an utterance varies pace, level, silence around it and a noise floor
 English (synthetic_text.py) or the lines of a file. Everything follows from the seed. Word times stand in
 ``supervision.alignment["word"]``, in seconds of the recording; labels: gender, accent.
 
-Source: espeak-ng (see espeak.py). ``Voice`` and ``synthesize`` are public: the demo's recordings come from them.
+Source: espeak-ng (see espeak.py).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from data_prep.common import (
     LeftOut,
     Prepared,
     PrepareError,
+    check_counts,
     make_cut,
     open_recording,
     progress,
@@ -31,19 +32,8 @@ from data_prep.common import (
     to_cuts,
     write_flac,
 )
-from data_prep.espeak import (
-    ACCENTS,
-    FEMALE_VARIANTS,
-    MALE_VARIANTS,
-    SAMPLE_RATE,
-    Synthesis,
-    Voice,
-    WordTime,
-    synthesize,
-)
+from data_prep.espeak import ACCENTS, FEMALE_VARIANTS, MALE_VARIANTS, SAMPLE_RATE, Voice, synthesize
 from data_prep.synthetic_text import Sentence, sentence
-
-__all__ = ["GENERATES", "Synthesis", "Voice", "WordTime", "draw_voices", "prepare", "synthesize"]
 
 GENERATES = True
 # AN4's speakers are Americans: half of ours, too.
@@ -61,13 +51,8 @@ def prepare(
     texts: Path | None = None,
     seed: int = 0,
 ) -> Prepared:
-    for name, value in {"speakers": speakers, "utterances": utterances}.items():
-        if value < 1:
-            raise PrepareError(f"option {name}: {value} given; accepted: 1 or more")
-    held_out = {"dev_speakers": dev_speakers, "test_speakers": test_speakers}
-    for name, value in (held_out | {"held_out_utterances": held_out_utterances}).items():
-        if value < 0:
-            raise PrepareError(f"option {name}: {value} given; accepted: 0 or more")
+    check_counts(1, speakers=speakers, utterances=utterances)
+    check_counts(0, dev_speakers=dev_speakers, test_speakers=test_speakers, held_out_utterances=held_out_utterances)
     left_out: list[LeftOut] = []
     lines = _read_texts(texts, left_out) if texts is not None else None
     voices = draw_voices(speakers + dev_speakers + test_speakers, seed)

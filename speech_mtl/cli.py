@@ -6,13 +6,15 @@ Heavy modules are imported inside the commands, so that --help and a wrong call 
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from data_prep import CORPORA
+import data_prep
 from speech_mtl import __version__, cli_calibrate, cli_decode, cli_speakers
 from speech_mtl.cli_export import export
 from speech_mtl.cli_import import import_
@@ -59,7 +61,7 @@ def _root(version: Annotated[bool, typer.Option("--version", help="Show the vers
 @app.command("prepare")
 @guarded
 def prepare_(
-    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help=f"One of: {', '.join(CORPORA)}.")],
+    corpus: Annotated[str, typer.Argument(metavar="CORPUS", help=f"One of: {', '.join(data_prep.CORPORA)}.")],
     source: Annotated[Path | None, typer.Option(help="Folder or file that holds the corpus.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for the manifests; data/CORPUS if not given.")] = None,
     download: Annotated[bool, typer.Option("--download", help="Fetch the corpus from its public address.")] = False,
@@ -76,13 +78,10 @@ def prepare_(
     \b
     Example: speech-mtl prepare fsdd --source free-spoken-digit-dataset --out data/fsdd
     """
-    import data_prep
-    from data_prep.common import PrepareError
-
     options = dict(_key_value(text) for text in option or [])
     try:
         known = data_prep.options_of(corpus)
-    except PrepareError as error:
+    except data_prep.PrepareError as error:
         raise typer.BadParameter(str(error)) from None
     if unknown := options.keys() - known.keys():
         accepted = ", ".join(known) or "none"
@@ -190,14 +189,9 @@ def compare_(
     \b
     Example: speech-mtl compare fsdd --jobs 2 --out runs/fsdd-compare
     """
-    import shlex
-    import sys
-
     from speech_mtl.recipe import load_recipe
 
     config = load_recipe(recipe, overrides)  # before torch is loaded: a wrong key is answered at once
-    import json
-
     from speech_mtl.compare import compare
     from speech_mtl.report.compare import terminal_summary
 

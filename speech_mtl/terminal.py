@@ -22,7 +22,7 @@ P = ParamSpec("P")
 KNOWN_ERRORS = {
     "speech_mtl.audio": "AudioError", "speech_mtl.data": "DataError", "speech_mtl.checkpoint": "CheckpointError",
     "speech_mtl.speakers": "SpeakerDatabaseError", "speech_mtl.language": "DecodingError",
-    "speech_mtl.trunk": "RecognitionLost", "speech_mtl.engine": "EngineError", "data_prep.common": "PrepareError",
+    "speech_mtl.trunk": "RecognitionLost", "speech_mtl.engine": "EngineError", "data_prep": "PrepareError",
     "speech_mtl.train": "Diverged",
 }  # fmt: skip
 
