@@ -71,9 +71,8 @@ class Graph(nn.Module):
         found = {"mel": shared.mel_BTF, "mel_lengths": shared.mel_lengths_B, "lengths": shared.lengths_B}
         for name in model.tasks:
             frames: Frames = model.up_to_head(name, shared)
-            own, read = model.config.branch_point(name), model.config.blocks_read(name)
-            named = [f"block{i}" if i <= own else f"{name}.block{i}" for i in read]
-            found |= dict(zip(named, frames.blocks, strict=True))
+            names = block_names(model.config, name)
+            found |= dict(zip(names, frames.blocks[-len(names) :], strict=True))
             found |= {f"{name}.{key}": value for key, value in model.task(name)(frames).items()}
         for stack in stacks:
             stack.reach = None
@@ -207,8 +206,9 @@ def card(model: SpeechModel, start: str, int8: bool) -> str:
         f"- `{graph.inputs[1]}`: (B,) int64, the length of each without its padding",
     ]
     if "reach" in graph.inputs:
-        frames = max(1, round(config.encoder.reach_s / model.frame_s))
-        lines.append(f"- `reach`: int64, how many frames to either side attention sees; {frames} for long recordings")
+        lines.append(
+            f"- `reach`: int64, how many frames to either side attention sees; {model.reach_frames} for long recordings"
+        )
     lines += [
         f"\nOutputs: {', '.join(f'`{name}`' for name in graph.outputs)}.",
         f"A frame is {1000 * model.frame_s:g} ms; those beyond `lengths` mean nothing. CTC's blank is the last column",

@@ -37,8 +37,8 @@ from speech_mtl.text import Tokenizer
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 NEEDED = (
     "config.json, model.safetensors (or its shards with model.safetensors.index.json), preprocessor_config.json or "
+    "processor_config.json, tokenizer.json"
 )
-NEEDED += "processor_config.json, tokenizer.json"
 
 
 def import_model(source: str | Path, out: Path, tell: Callable[[str], object] = lambda note: None) -> SpeechModel:
@@ -144,8 +144,8 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
         shards = sorted(set(listed.values()))
         if odd := [name for name in shards if Path(name).name != name]:
             raise CheckpointError(f"{folder}/{INDEX}: the shard '{odd[0]}' is not a file of this folder")
-    if missing := [name for name in shards if not (folder / name).is_file()]:
-        raise CheckpointError(f"{folder}: {missing[0]} is missing; needed: {NEEDED}")
+    for name in shards:
+        _check_is_there(folder / name)
     size = sum((folder / name).stat().st_size for name in shards)
     check_memory(size, f"{folder}: importing its weights")
     weights: dict[str, Tensor] = {}
@@ -162,9 +162,13 @@ def _read_weights(folder: Path) -> dict[str, Tensor]:
     return weights
 
 
-def _read_text(path: Path) -> str:
+def _check_is_there(path: Path) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path.parent}: {path.name} is missing; needed: {NEEDED}")
+
+
+def _read_text(path: Path) -> str:
+    _check_is_there(path)
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -172,8 +176,7 @@ def _read_text(path: Path) -> str:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise CheckpointError(f"{path.parent}: {path.name} is missing; needed: {NEEDED}")
+    _check_is_there(path)
     return read_object(path)
 
 

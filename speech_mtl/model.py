@@ -82,7 +82,7 @@ class SpeechModel(nn.Module):
             return
         for module in self.modules():
             if isinstance(module, Conformer):
-                module.reach = max(1, round(self.config.encoder.reach_s / self.frame_s))
+                module.reach = self.reach_frames
 
     @contextmanager
     def limited_attention(self) -> Iterator[None]:
@@ -120,6 +120,11 @@ class SpeechModel(nn.Module):
     def frame_samples(self) -> int:
         """Samples from an encoder frame to the next."""
         return self.config.features.hop_samples * self.config.encoder.subsampling
+
+    @property
+    def reach_frames(self) -> int:
+        """`encoder.reach_s` in encoder frames; one at least."""
+        return max(1, round(self.config.encoder.reach_s / self.frame_s))
 
     def lengths(self, samples_B: Tensor) -> Tensor:
         """Encoder frames for utterances of so many samples."""

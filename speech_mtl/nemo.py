@@ -91,8 +91,8 @@ def read_nemo(path: Path) -> Source:
             if target == HYBRID:
                 config, found, note = _without_transducer(config, found, path)
             outputs = _outputs(config, path)
-            size = outputs - 1
-            tokenizer = from_sentencepiece(*_tokenizer(archive, files, config, path, size))  # type: ignore[misc]
+            data, origin = _tokenizer(archive, files, config, path)
+            tokenizer = from_sentencepiece(data, outputs - 1, origin)
     except (tarfile.TarError, EOFError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(":")
         raise CheckpointError(f"{path}: not a whole .nemo archive: {reason}; expected a tar file") from None
@@ -185,9 +185,9 @@ def _outputs(config: dict[str, Any], path: Path) -> int:
 
 
 def _tokenizer(
-    archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo], config: dict[str, Any], path: Path, size: int
-) -> tuple[bytes, int, str]:
-    """The sentencepiece model's bytes, the number of pieces it must have, and its name for messages."""
+    archive: tarfile.TarFile, files: dict[str, tarfile.TarInfo], config: dict[str, Any], path: Path
+) -> tuple[bytes, str]:
+    """The sentencepiece model's bytes, and its name for messages."""
     described = _section(config, "tokenizer", path)
     if described.get("type") != "bpe":
         raise CheckpointError(f"{path}: tokenizer.type is {described.get('type')!r}; accepted: 'bpe' (sentencepiece)")
@@ -195,7 +195,7 @@ def _tokenizer(
     found = [named] if named in files else sorted(name for name in files if name.endswith("tokenizer.model"))
     if len(found) != 1:
         raise CheckpointError(f"{path}: {len(found)} files *tokenizer.model; expected one: {named or 'any name'}")
-    return _small_file(archive, files[found[0]], path), size, f"{path}: {found[0]}"
+    return _small_file(archive, files[found[0]], path), f"{path}: {found[0]}"
 
 
 def _encoder(config: dict[str, Any], path: Path) -> dict[str, Any]:
