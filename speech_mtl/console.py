@@ -28,16 +28,10 @@ class TrainingConsole:
         """`smooth`: the tasks' losses as shown, those of a run that goes on; kept up to date here."""
         self.config, self.inventory, self.folder, self.active = config, inventory, out / "training", active
         self.console = Console(stderr=True, quiet=not active, soft_wrap=True)
-        columns = (
-            "[bold]{task.fields[epoch]}",
-            BarColumn(),
-            "{task.fields[losses]}",
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-        )
         self.progress = Progress(
-            *(TextColumn(c) if isinstance(c, str) else c for c in columns), console=self.console,
-            disable=not active or not self.console.is_terminal,
+            TextColumn("[bold]{task.fields[epoch]}"), BarColumn(), TextColumn("{task.fields[losses]}"),
+            TimeElapsedColumn(), TimeRemainingColumn(),
+            console=self.console, disable=not active or not self.console.is_terminal,
         )  # fmt: skip
         self.smooth = smooth
         self.steps = 0

@@ -96,8 +96,7 @@ def paired_accuracy(
     speaker_names = {str(name) for name in speakers}
     if len(speaker_names) < FEWEST_SPEAKERS or len(speaker_names) == len(speakers):
         return mcnemar(correct_a, correct_b, confidence=confidence)
-    wrong_a_JU = 1 - _only_0_and_1("correct_a", _runs("correct_a", correct_a))
-    wrong_b_JU = 1 - _only_0_and_1("correct_b", _runs("correct_b", correct_b))
+    wrong_a_JU, wrong_b_JU = _wrong("correct_a", correct_a), _wrong("correct_b", correct_b)
     utterances = wrong_a_JU.shape[1]
     _check_lengths(utterances, correct_b=wrong_b_JU.shape[1], speakers=len(speakers))
     _check_settings(confidence, resamples)
@@ -118,8 +117,7 @@ def mcnemar(correct_a: Any, correct_b: Any, *, confidence: float = 0.95) -> Comp
     in `paired_wer_bootstrap`; runs of one arm share their utterances, so their pairs must not be pooled in a binomial.
     Raises ValueError for shapes that differ, no utterance, or values other than 0 and 1.
     """
-    wrong_a_JU = 1 - _only_0_and_1("correct_a", _runs("correct_a", correct_a))
-    wrong_b_JU = 1 - _only_0_and_1("correct_b", _runs("correct_b", correct_b))
+    wrong_a_JU, wrong_b_JU = _wrong("correct_a", correct_a), _wrong("correct_b", correct_b)
     utterances = wrong_a_JU.shape[1]
     _check_lengths(utterances, correct_b=wrong_b_JU.shape[1])
     _check_settings(confidence)
@@ -370,6 +368,11 @@ def _numbers(name: str, values: Any, dims: tuple[int, ...], signed: bool = False
 
 def _runs(name: str, values: Any) -> np.ndarray:
     return np.atleast_2d(_numbers(name, values, dims=(1, 2)))
+
+
+def _wrong(name: str, correct: Any) -> np.ndarray:
+    """(J, U) of 1 where an answer is wrong, from True/False or 1/0 where it is right."""
+    return 1 - _only_0_and_1(name, _runs(name, correct))
 
 
 def _check_lengths(utterances: int, **lengths: int) -> None:

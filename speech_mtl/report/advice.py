@@ -53,12 +53,12 @@ def _together(c: Comparison) -> list[Advice]:
         if verdict is None:
             text = f"{task}: no verdict, because {joint.name} or the arm it is compared with has no score here."
         else:
-            text = f"{task}: {_verdict_words(c, joint, task, verdict)}"
+            text = f"{task}: {_verdict_words(c, task, verdict)}"
         told.append(Advice(text, evidence(c, joint, task), "together"))
     return told + _settings_that_do(c, joint)
 
 
-def _verdict_words(c: Comparison, joint: Arm, task: str, verdict: Verdict) -> str:
+def _verdict_words(c: Comparison, task: str, verdict: Verdict) -> str:
     name = c.metric(task, c.home)
     return {
         "helps": f"learning together helps; its {name} is lower than that of {verdict.against}.",

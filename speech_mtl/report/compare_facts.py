@@ -235,9 +235,9 @@ class Comparison(Part):
         """Whether the arm is one model for all tasks, learnt together on true labels."""
         return self.learns_all(arm) and arm.branch != 0 and arm.group not in ("control", "transfer", "small", "single")
 
-    def good_everywhere(self, arm: Arm, set_name: str | None = None) -> bool:
-        """Whether every task has a verdict on the set, and each is 'helps' or 'no worse'."""
-        found = [arm.verdict(set_name or self.home, task) for task in self.tasks]
+    def good_everywhere(self, arm: Arm) -> bool:
+        """Whether every task has a verdict in domain, and each is 'helps' or 'no worse'."""
+        found = [arm.verdict(self.home, task) for task in self.tasks]
         return all(verdict is not None and verdict.verdict in GOOD for verdict in found)
 
     def sweep(self) -> list[tuple[int, Arm]]:
