@@ -141,7 +141,7 @@ def repetition(cut: Cut, n: int) -> Cut:
     return fastcopy(cut, id=f"{cut.id}~{n}") if n > 1 else cut
 
 
-def usable(cut: Cut, config: DataConfig) -> str | None:
+def why_left_out(cut: Cut, config: DataConfig) -> str | None:
     """Why a training utterance is left out; None where it is not."""
     if cut.duration > config.max_utterance_s:
         return f"longer than data.max_utterance_s = {config.max_utterance_s:g} s"
@@ -150,8 +150,9 @@ def usable(cut: Cut, config: DataConfig) -> str | None:
     return None
 
 
-def _is_usable(cut: Cut, config: DataConfig) -> bool:
-    return usable(cut, config) is None
+def is_usable(cut: Cut, config: DataConfig) -> bool:
+    """Whether an utterance takes part in training."""
+    return why_left_out(cut, config) is None
 
 
 @dataclass
@@ -339,7 +340,7 @@ def filled(cuts: Iterable[Cut], max_duration_s: float) -> list[list[Cut]]:
 
 def _at_their_lengths(cuts: CutSet, config: Config, epoch: int) -> CutSet:
     """The usable cuts at the lengths they have in this epoch."""
-    cuts = cuts.filter(partial(_is_usable, config=config.data))
+    cuts = cuts.filter(partial(is_usable, config=config.data))
     if config.augment.concat_prob and epoch >= config.data.sorted_epochs:
         cuts = CutSet(StrungTogether(cuts, config, epoch))
     if config.data.match_lengths:

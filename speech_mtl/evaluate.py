@@ -24,7 +24,7 @@ from torch import Tensor
 from speech_mtl import metrics
 from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.cuts import at_all_speeds
-from speech_mtl.data import Batch, DataError, batches, describe_cut, read_cuts, usable
+from speech_mtl.data import Batch, DataError, batches, describe_cut, is_usable, read_cuts
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import ASR
@@ -111,7 +111,7 @@ def fit_speakers(
                 chosen = []
                 for cut in cuts:
                     speaker = label_of(cut, "speaker") or ""
-                    known = speaker in task.index and usable(cut, model.config.data) is None
+                    known = speaker in task.index and is_usable(cut, model.config.data)
                     if known and taken[speaker] < per_speaker:
                         taken[speaker] += 1
                         chosen.append(cut)

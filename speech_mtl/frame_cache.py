@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from speech_mtl.config import Config
-from speech_mtl.data import Batch, DataError, Manifest, filled, usable, utterances
+from speech_mtl.data import Batch, DataError, Manifest, filled, is_usable, utterances
 from speech_mtl.inventory import check_ids
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames
@@ -38,7 +38,7 @@ INDEX, FRAMES, MEL = "index.json", "frames.f32", "mel.f32"
 BYTES = 4
 
 
-class Corpus:
+class KeptFrames:
     """One manifest's kept frames, and where each utterance lies. Raises DataError where the files are not whole."""
 
     def __init__(self, folder: Path, model: SpeechModel, blocks: list[int], manifest: str):
@@ -65,33 +65,33 @@ class FrameCache:
     def __init__(self, model: SpeechModel, folders: dict[str, Path]):
         self.model, self.config = model, model.config
         self.blocks = blocks_kept(model)
-        self.corpora: dict[str, Corpus] = {}
+        self.kept: dict[str, KeptFrames] = {}
         self.failed: dict[str, str] = {}
         owners: dict[str, str] = {}
         for manifest, folder in folders.items():
-            corpus = Corpus(folder, model, self.blocks, manifest)
-            for cut_id in corpus.row:
+            of_manifest = KeptFrames(folder, model, self.blocks, manifest)
+            for cut_id in of_manifest.row:
                 if cut_id in owners:
                     raise DataError(
                         f"trunk.cache: cut '{cut_id}' is in {owners[cut_id]} and in {manifest}; ids must differ"
                     )
                 owners[cut_id] = manifest
-                self.corpora[cut_id] = corpus
-            self.failed |= corpus.failed
+                self.kept[cut_id] = of_manifest
+            self.failed |= of_manifest.failed
 
     def batch(self, cuts: list[Cut]) -> Batch:
         """The utterances' frames, padded; those that could not be read when the frames were made are in `failed`."""
         kept, failed, read, samples = [], [], [], []
         for cut in cuts:
-            cut_id = cut.id if cut.id in self.corpora else re.sub(r"~\d+$", "", cut.id)  # data.repetition
-            if cut_id not in self.corpora:
+            cut_id = cut.id if cut.id in self.kept else re.sub(r"~\d+$", "", cut.id)  # data.repetition
+            if cut_id not in self.kept:
                 failed.append((cut.id, self.failed.get(cut_id, "its frames are not kept")))
                 continue
-            corpus = self.corpora[cut_id]
-            row = corpus.row[cut_id]
+            of_manifest = self.kept[cut_id]
+            row = of_manifest.row[cut_id]
             kept.append(cut)
-            read.append(corpus.read(row))
-            samples.append(corpus.samples[row])
+            read.append(of_manifest.read(row))
+            samples.append(of_manifest.samples[row])
         samples_B = torch.stack(samples) if samples else torch.zeros(0, dtype=torch.long)
         frames = self._padded(read, samples_B) if read else None
         return Batch(torch.zeros(len(kept), 0), samples_B, kept, failed, frames)
@@ -132,7 +132,7 @@ def make(
     config, folder = model.config, folder_of(model, manifest, training)
     if folder.is_dir():
         return
-    cuts = [cut for cut in Manifest(manifest) if not training or usable(cut, config.data) is None]
+    cuts = [cut for cut in Manifest(manifest) if not training or is_usable(cut, config.data)]
     check_ids((cut.id for cut in cuts), f"trunk.cache: manifest {manifest}")
     rate = config.features.sample_rate
     samples = torch.tensor([round(cut.duration * rate) for cut in cuts], dtype=torch.long)

@@ -9,7 +9,7 @@ from torch import nn
 
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import Config, ConfigError
-from speech_mtl.data import DataError, SpeechDataset, read_cuts, usable
+from speech_mtl.data import DataError, SpeechDataset, is_usable, read_cuts
 from speech_mtl.inventory import Inventory, check_dev, check_labels, take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.model import SpeechModel
@@ -190,7 +190,7 @@ def start_from(model: SpeechModel, other: SpeechModel, folder: str) -> None:
 
 def _measure_features(model: SpeechModel, config: Config, utterances: int = 500) -> None:
     """The fixed mean and scale of the mel bins, from utterances spread over the training data."""
-    cuts = [cut for cut in read_cuts(config.data.train) if usable(cut, config.data) is None]
+    cuts = [cut for cut in read_cuts(config.data.train) if is_usable(cut, config.data)]
     dataset = SpeechDataset(config)
     log_mels, failed = [], []
     for cut in cuts[:: max(1, len(cuts) // utterances)]:

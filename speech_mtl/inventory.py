@@ -10,7 +10,7 @@ from lhotse.cut import Cut
 
 from speech_mtl.config import Config
 from speech_mtl.cuts import label_names
-from speech_mtl.data import DataError, read_cuts, usable
+from speech_mtl.data import DataError, read_cuts, why_left_out
 from speech_mtl.tasks import label_of
 from speech_mtl.tasks.speaker import VECTORS
 
@@ -38,7 +38,7 @@ def take_inventory(cuts: Iterable[Cut], config: Config) -> Inventory:
     taught = {task.embedding_dim for task in config.tasks.values() if task.type == "speaker" and task.teacher}
     found = Inventory(classes={task: Counter() for task in names})
     for cut in cuts:
-        if reason := usable(cut, config.data):
+        if reason := why_left_out(cut, config.data):
             found.left_out[reason] += 1
             continue
         found.utterances += 1

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from operator import itemgetter
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from lhotse.cut import Cut
 
 from speech_mtl.config import Config, DataConfig
 from speech_mtl.cuts import VOICE, label_names, seeded, with_labels
-from speech_mtl.data import Chain, Corpus, DataError, Manifest, repetition, usable
+from speech_mtl.data import Chain, Corpus, DataError, Manifest, is_usable, repetition
 from speech_mtl.inventory import check_ids
 from speech_mtl.tasks import label_of
 
@@ -39,7 +39,7 @@ def read_training(config: Config) -> CutSet:
 
 def training_corpora(config: Config) -> list[CutSet]:
     """The manifests of data.train, each once, with the same labels. Raises DataError."""
-    return [CutSet(part) for part in {part.path: part for part in _parts(config)}.values()]
+    return [CutSet(part) for part in _distinct(_parts(config))]
 
 
 def corpus_shares(config: Config) -> list[float] | None:
@@ -77,7 +77,7 @@ def apportion(total: int, shares: Sequence[float]) -> list[int]:
 class _Mixture:
     def __init__(self, parts: Sequence[Corpus], config: Config, epoch: int):
         self.parts, self.config, self.epoch = parts, config, epoch
-        counts = {part.path: sum(1 for _ in _usable(part, config.data)) for part in {p.path: p for p in parts}.values()}
+        counts = {part.path: sum(1 for _ in _usable(part, config.data)) for part in _distinct(parts)}
         self.counts = [counts[part.path] for part in parts]
         self.wanted = self._wanted()
 
@@ -121,7 +121,12 @@ class _Mixture:
 
 
 def _usable(part: Corpus, config: DataConfig) -> Iterator[Cut]:
-    return (cut for cut in part if usable(cut, config) is None)
+    return (cut for cut in part if is_usable(cut, config))
+
+
+def _distinct(parts: Iterable[Corpus]) -> list[Corpus]:
+    """The corpora, each once, however often it is listed."""
+    return list({part.path: part for part in parts}.values())
 
 
 def _parts(config: Config) -> Sequence[Corpus]:
@@ -129,7 +134,7 @@ def _parts(config: Config) -> Sequence[Corpus]:
     manifests = [Manifest(path) for path in config.data.train]
     if not config.data.permute:
         return manifests
-    table = _permutation(list({manifest.path: manifest for manifest in manifests}.values()), config)
+    table = _permutation(_distinct(manifests), config)
     return [Relabelled(manifest, table[manifest.path]) for manifest in manifests]
 
 
@@ -147,7 +152,7 @@ class Relabelled:
             yield with_labels(cut, values) if values else cut
 
 
-def _permutation(manifests: list[Manifest], config: Config) -> dict[Path, Labels]:
+def _permutation(manifests: list[Corpus], config: Config) -> dict[Path, Labels]:
     """The values of every label of data.permute, shuffled by the seed among the usable utterances that carry it."""
     names = config.data.permute
     owners: dict[str, list[tuple[Path, str]]] = {name: [] for name in names}

@@ -1,6 +1,6 @@
 """What a person should know of manifests before training: labels, their overlap, lengths, vocabulary, imbalance.
 
-Cuts go through `data.take_inventory`, which training uses too, so the figures are those that training will see.
+Cuts go through `take_inventory`, which training uses too, so the figures are those that training will see.
 `disjoint_tasks` says where the encoder could tell the tasks' utterances apart; what that does to joint training is in
 Vaessen & van Leeuwen 2023 (2302.12773).
 """
@@ -17,7 +17,7 @@ from lhotse.cut import Cut
 
 from speech_mtl.config import ROW_FIELDS, Config, parse_config
 from speech_mtl.cuts import label_names
-from speech_mtl.data import read_cuts, usable
+from speech_mtl.data import is_usable, read_cuts
 from speech_mtl.decode import frames_needed
 from speech_mtl.inventory import Inventory, take_inventory
 from speech_mtl.tasks import FIELDS, label_of
@@ -224,7 +224,7 @@ def _located(manifests: Iterable[str]) -> Iterator[tuple[str, Cut]]:
 
 def _count(groups: Groups, path: str, cut: Cut, config: Config) -> tuple[str, ...]:
     """Add a cut that training uses to the groups; returns the tasks that it has a label for."""
-    if usable(cut, config.data) is not None:
+    if not is_usable(cut, config.data):
         return ()
     has = tuple(task for task, name in label_names(config).items() if label_of(cut, name) is not None)
     groups.setdefault((path, has), []).append(cut.duration)
