@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import typer
 
+from speech_mtl.audio import AudioError
+from speech_mtl.results import Result
 from speech_mtl.terminal import note, progress
 
 if TYPE_CHECKING:
     from speech_mtl.language import Decoding
     from speech_mtl.recognizer import Recognizer
-    from speech_mtl.results import Result
 
 
 def evaluate(
@@ -27,8 +29,6 @@ def evaluate(
     decoding: Decoding | None,
 ) -> None:
     """`speech-mtl evaluate --conversations`: a table here; summary.json and conversations.jsonl in a folder."""
-    from tempfile import TemporaryDirectory
-
     with progress("loading the model"):
         from speech_mtl.conversations import evaluate_conversations
         from speech_mtl.data import read_cuts
@@ -79,8 +79,6 @@ def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str,
 
     Raises AudioError for a file that is none of this model's, and EnrolmentError for a name that seems wrong.
     """
-    from speech_mtl.audio import AudioError
-
     results = _results(transcript)
     having = [result for result in results if any(one.speaker == voice for one in result.speakers)]
     if len(having) > 1:
@@ -94,9 +92,6 @@ def enroll_from(recognizer: Recognizer, transcript: Path, voice: str, name: str,
 
 def _results(transcript: Path) -> list[Result]:
     """The results that a file holds, an object each, without the provisional ones of --stream. Raises AudioError."""
-    from speech_mtl.audio import AudioError
-    from speech_mtl.results import Result
-
     results, at, decoder = [], 0, json.JSONDecoder()
     try:
         text = transcript.read_text(encoding="utf-8").rstrip()

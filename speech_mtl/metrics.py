@@ -11,9 +11,11 @@ from typing import Any
 
 import numpy as np
 
+COUNTS = ("words", "substitutions", "deletions", "insertions", "chars", "char_errors")
+
 
 def word_errors(reference: str, hypothesis: str) -> dict[str, int]:
-    """Counts of one utterance: words, substitutions, deletions, insertions, chars, char_errors. Sum them for a rate."""
+    """COUNTS of one utterance. Sum them for a rate."""
     import jiwer
 
     if not reference:  # jiwer refuses an empty reference; every word said then is an insertion
@@ -27,8 +29,7 @@ def word_errors(reference: str, hypothesis: str) -> dict[str, int]:
 
 
 def _counts(*values: int) -> dict[str, int]:
-    names = ("words", "substitutions", "deletions", "insertions", "chars", "char_errors")
-    return dict(zip(names, values, strict=True))
+    return dict(zip(COUNTS, values, strict=True))
 
 
 def word_error_count(counts: dict[str, int]) -> int:
@@ -37,7 +38,7 @@ def word_error_count(counts: dict[str, int]) -> int:
 
 def error_rates(counts: Sequence[dict[str, int]]) -> dict[str, float | int]:
     """wer and cer (sum of errors over sum of lengths) with their counts; None where there is no word to count."""
-    total = {name: sum(row[name] for row in counts) for name in _counts(0, 0, 0, 0, 0, 0)}
+    total = {name: sum(row[name] for row in counts) for name in COUNTS}
     rates: dict[str, Any] = {
         "wer": round(word_error_count(total) / total["words"], 6) if total["words"] else None,
         "cer": round(total["char_errors"] / total["chars"], 6) if total["chars"] else None,

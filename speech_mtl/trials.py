@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import soundfile
 from lhotse.cut import Cut, MonoCut
 
 from speech_mtl.audio import AudioError, cut_audio, open_sound
@@ -101,9 +102,7 @@ def labelled(sources: Iterable[str | Path]) -> Iterable[Labelled]:
 
 
 def _of_folder(folder: Path) -> Iterable[Labelled]:
-    from soundfile import available_formats
-
-    endings = {f".{name.lower()}" for name in available_formats()} | {".oga", ".opus", ".aif"}
+    endings = {f".{name.lower()}" for name in soundfile.available_formats()} | {".oga", ".opus", ".aif"}
     speakers = sorted(path for path in folder.iterdir() if path.is_dir())
     files = [(s.name, f) for s in speakers for f in sorted(s.rglob("*")) if f.suffix.lower() in endings and f.is_file()]
     if not files:

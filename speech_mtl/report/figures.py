@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from speech_mtl.metrics import det_points, equal_error_rate
+
 INK, MUTED, LINE, ACCENT, CONTRAST = "#010203", "#040506", "#070809", "#0a0b0c", "#0d0e0f"
 SERIES = ("#101112", "#131415", "#161718", "#191a1b", "#1c1d1e", "#1f2021", "#222324", "#252627")
 """Eight colours that can be told apart, for the lines of one figure."""
@@ -51,8 +53,6 @@ def det_curve(target: np.ndarray, other: np.ndarray) -> str:
     The axes reach from 0.05 to 60 %, and further where the EER is close to their ends or beyond.
     """
     from scipy.stats import norm
-
-    from speech_mtl.metrics import det_points, equal_error_rate
 
     scores = np.concatenate([target, other])
     is_target = np.arange(len(scores)) < len(target)
