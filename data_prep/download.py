@@ -46,6 +46,7 @@ class Archive:
 
 
 def fetch(archives: Iterable[Archive], target: Path) -> Path:
+    """The folder with all archives unpacked in it. Raises PrepareError."""
     target.mkdir(parents=True, exist_ok=True)
     for archive in archives:
         done = target / f".{archive.name}.done"

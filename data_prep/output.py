@@ -27,6 +27,7 @@ EXAMPLES_SHOWN = 3
 
 
 def write(corpus: str, prepared: Prepared, out: Path, console: Console | None = None) -> None:
+    """Raises PrepareError where nothing is usable, ids are not unique, or a manifest would replace its source."""
     console = console or Console()
     splits = {name: list(cuts) for name, cuts in prepared.splits.items()}
     if not any(splits.values()):

@@ -80,6 +80,7 @@ def load_recognizer(
     decoding: Decoding | None = None,
     precision: str = "fp32",
 ) -> Recognizer:
+    """The recogniser that a command's options ask for. Raises BadParameter for a precision or a device."""
     if precision not in ("fp32", "bf16"):
         raise typer.BadParameter(f"--precision {precision}; accepted: fp32, bf16")
     with progress("loading the model"):
@@ -105,6 +106,7 @@ def check_engine(engine: str | None, model: Path | None) -> None:
 
 
 def check_sound(fmt: str, files: list[Path]) -> None:
+    """Raises BadParameter where a page would have to hold the sound of a pipe."""
     if fmt == "html" and Path("-") in files:
         raise typer.BadParameter("an html page holds the recording's sound, which a pipe gives but once; give a file")
 
@@ -133,6 +135,7 @@ def with_remarks(recognizer: Recognizer) -> Recognizer:
 
 
 def checked_device(device: str) -> str:
+    """The device, if tensors can be made there. Raises BadParameter."""
     import torch
 
     try:  # torch has an error of its own for each kind of device that it lacks: unknown, not compiled in, not there

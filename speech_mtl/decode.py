@@ -40,6 +40,8 @@ class Word:
 
 @dataclass
 class Token:
+    """A token in encoder frames start..end, `end` not among them, with its log-probability in the likeliest of them."""
+
     id: int
     start: int
     end: int

@@ -24,6 +24,7 @@ UTTERANCES, SECONDS, ROUNDS = 4, 10, 11
 
 
 def test_input(model: SpeechModel, utterances: int = UTTERANCES) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise of SECONDS each: audio_BN and samples_B."""
     samples = SECONDS * model.config.features.sample_rate
     audio_BN = 0.05 * torch.randn(utterances, samples, generator=torch.Generator().manual_seed(0))
     return audio_BN, torch.full((utterances,), samples)

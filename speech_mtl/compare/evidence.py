@@ -115,6 +115,7 @@ class Evidence:
         return heard and seeds[0] == seeds[1] and answers[0] == answers[1]
 
     def verdict(self, arm: Arm, task: str, part: str) -> dict[str, Any] | None:
+        """An arm against the task alone, with what would decide it; None for that arm itself, and as `compare`."""
         reference = f"{task} alone"
         if arm.name == reference or not self.done[reference]:
             return None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from speech_mtl import verdicts
 from speech_mtl.report import ABSENT, percent
 
-VERDICTS = ("helps", "no worse", "harms", "undecided")
+VERDICTS = get_args(verdicts.Verdict)
 GOOD = ("helps", "no worse")
 METRICS = {
     "wer": "word error rate",
