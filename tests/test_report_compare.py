@@ -271,7 +271,7 @@ def test_everything_optional_renders_and_is_sound_html(folders: dict[str, Path],
     reader = Reader((folders[name] / "compare.html").read_text(encoding="utf-8"))
     assert reader.open == []
     assert len(reader.ids) == len(set(reader.ids))
-    for told in advice(compare):
+    for told in advice(facts(compare)):
         assert told.text and told.figures and all(told.figures) and told.topic in QUESTIONS
         assert "None" not in (told.text + "".join(told.figures)).replace("None of the", "")
     assert "Cost: " in terminal_summary(compare)
@@ -451,7 +451,7 @@ def test_not_a_number_counts_as_absent() -> None:
 
 def told(compare: dict[str, Any], topic: str = "") -> str:
     """All advice as one text, a line each, figures behind."""
-    return "\n".join(f"{a.text} [{'; '.join(a.figures)}]" for a in advice(compare) if topic in ("", a.topic))
+    return "\n".join(f"{a.text} [{'; '.join(a.figures)}]" for a in advice(facts(compare)) if topic in ("", a.topic))
 
 
 def permuted_keeps(share: float) -> Callable[[dict[str, Any]], None]:
@@ -607,7 +607,7 @@ def test_every_verdict_sentence_says_the_verdict_of_the_file() -> None:
                               (0.06, 0.02, "undecided")):  # fmt: skip
         compare = make_compare()
         set_error(compare, "joint", "asr", error, half)
-        line = next(a for a in advice(compare) if a.text.startswith("asr:"))
+        line = next(a for a in advice(facts(compare)) if a.text.startswith("asr:"))
         assert compare["arms"][2]["verdicts"]["in domain"]["asr"]["verdict"] == word
         assert word in line.text.split(";")[0].split(" than")[0]
 
@@ -615,7 +615,7 @@ def test_every_verdict_sentence_says_the_verdict_of_the_file() -> None:
 def test_advice_is_a_pure_function_and_frozen() -> None:
     compare = make_compare()
     before = json.dumps(compare)
-    assert advice(compare) == advice(compare) and json.dumps(compare) == before
+    assert advice(facts(compare)) == advice(facts(compare)) and json.dumps(compare) == before
     with pytest.raises(AttributeError):
         Advice("a", ("b",), "cost").text = "c"  # type: ignore[misc]
 

@@ -1,7 +1,7 @@
 """A comparison -> advice in plain words, each sentence with the figures it rests on.
 
-`advice(compare)` takes the dictionary of compare.json and is a pure function of it. It says no more than the verdicts
-say: 'undecided' stays undecided. Where two arms were not tested against one another, it gives their means and says so.
+`advice(c)` takes the facts of compare.json and is a pure function of them. It says no more than the verdicts say:
+'undecided' stays undecided. Where two arms were not tested against one another, it gives their means and says so.
 Whether a weighting method helps is asked as Xin et al. (2022, arXiv 2209.11379) do: does it lie beyond what fixed
 weights reach?
 """
@@ -20,7 +20,6 @@ from speech_mtl.report.compare_facts import (
     Comparison,
     Interference,
     Verdict,
-    facts,
     listed,
     points,
     signed,
@@ -33,9 +32,8 @@ KEPT_GAIN = 0.5
 """The share of a gain that a control must keep for the gain to be explained by it."""
 
 
-def advice(compare: dict[str, Any]) -> list[Advice]:
-    """All that can be said, in the order of QUESTIONS. Raises ValueError for a key that is missing or a wrong value."""
-    c = facts(compare)
+def advice(c: Comparison) -> list[Advice]:
+    """All that can be said, in the order of QUESTIONS."""
     parts = (_together, _controls, _alternatives, _branch, _blocks, _weights, data, cost_of_sharing, runs,
              limits, delta_m)  # fmt: skip
     found = [item for part in parts for item in part(c)]

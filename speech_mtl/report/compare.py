@@ -38,10 +38,9 @@ def write_comparison(folder: Path) -> Path:
     Raises FileNotFoundError where compare.json is missing, ValueError where it is broken or lacks a key.
     """
     folder = Path(folder)
-    compare = read_compare(folder)
-    c = facts(compare, str(folder / "compare.json"))
-    told = advice(compare)
-    (folder / "compare.md").write_text(_markdown(c, told, compare), encoding="utf-8")
+    c = facts(read_compare(folder), str(folder / "compare.json"))
+    told = advice(c)
+    (folder / "compare.md").write_text(_markdown(c, told), encoding="utf-8")
     page = folder / "compare.html"
     page.write_text(_html(c, told), encoding="utf-8")
     return page
@@ -52,7 +51,10 @@ def terminal_summary(compare: dict[str, Any]) -> str:
 
     Raises ValueError where the dictionary lacks a key or a value is of the wrong kind.
     """
-    c = facts(compare)
+    return _summary(facts(compare))
+
+
+def _summary(c: Comparison) -> str:
     parts = [f"### {c.recipe}: learnt together or apart?", *_warnings(c)]
     if head := _headline_rows(c):
         parts.append(markdown_rows(["task", "set", "arm", "error", "against", "its error", "difference", c.interval,
@@ -140,8 +142,8 @@ def proposal_line(c: Comparison) -> str:
     return f"branch point {c.proposal.branch}:{why} {state[c.proposal.confirmed]}"
 
 
-def _markdown(c: Comparison, told: list[Advice], compare: dict[str, Any]) -> str:
-    parts = [terminal_summary(compare), "## Advice"]
+def _markdown(c: Comparison, told: list[Advice]) -> str:
+    parts = [_summary(c), "## Advice"]
     for topic, question in QUESTIONS.items():
         if items := [item for item in told if item.topic == topic]:
             parts.append(f"### {question}")
