@@ -23,6 +23,7 @@ from torch import Tensor
 
 from speech_mtl import metrics
 from speech_mtl.checkpoint import CheckpointError
+from speech_mtl.config import DataConfig
 from speech_mtl.cuts import at_all_speeds
 from speech_mtl.data import Batch, DataError, batches, describe_cut, is_usable, read_cuts
 from speech_mtl.model import SpeechModel
@@ -108,13 +109,7 @@ def fit_speakers(
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(0)
             for number, cuts in enumerate(corpora):
-                chosen = []
-                for cut in cuts:
-                    speaker = label_of(cut, "speaker") or ""
-                    known = speaker in task.index and is_usable(cut, model.config.data)
-                    if known and taken[speaker] < per_speaker:
-                        taken[speaker] += 1
-                        chosen.append(cut)
+                chosen = _first_of_speakers(cuts, task, model.config.data, per_speaker, taken)
                 for batch in source(model, CutSet.from_cuts(at_all_speeds(chosen, model.config.augment.speeds))):
                     if not batch.cuts:
                         continue
@@ -129,6 +124,17 @@ def fit_speakers(
                     numbers += len(views) * len(batch.cuts) * [number]
             if features:  # a frozen head's speakers may be none of these: it stays as it is
                 task.fit(torch.cat(features), speakers, numbers, shares)
+
+
+def _first_of_speakers(cuts: CutSet, task: Speaker, config: DataConfig, most: int, taken: Counter[str]) -> list[Cut]:
+    """The first usable utterances of every speaker of the task, `most` with those `taken` before; these are counted."""
+    chosen = []
+    for cut in cuts:
+        speaker = label_of(cut, "speaker") or ""
+        if speaker in task.index and is_usable(cut, config) and taken[speaker] < most:
+            taken[speaker] += 1
+            chosen.append(cut)
+    return chosen
 
 
 def _stretches(task: Speaker, heard: Frames) -> list[Frames]:
