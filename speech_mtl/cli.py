@@ -259,8 +259,7 @@ def evaluate_(
         from speech_mtl.report import terminal_markdown, write_report
 
         loaded = load_model(model, checked_device(device))
-        if decoding:
-            decoder = set_decoder(loaded, decoding)
+        decoder = set_decoder(loaded, decoding) if decoding else None
         kinds = task_kinds(loaded)
         if enroll and "speaker" not in kinds.values():
             raise CheckpointError(f"{model} has no speaker task, --enroll needs one; its tasks: {', '.join(kinds)}")
@@ -272,7 +271,7 @@ def evaluate_(
         summary = evaluate(loaded, manifests, out, enroll, on_row=_watcher(show, bad, texts))
     report = write_report(out)
     typer.echo(terminal_markdown(summary))
-    for effect in decoder.effects(texts) if decoding else []:
+    for effect in decoder.effects(texts) if decoder else []:
         note(effect)
     if several := sum(number > 1 for number in voices):
         note(f"{several} of {total} cuts hold several speakers: --conversations scores who said what in them")

@@ -388,12 +388,11 @@ def explain(item: Any) -> str:
     if item["type"] != "extra_forbidden":
         found = "" if isinstance(item["input"], dict) else f", found {json.dumps(item['input'], default=str)}"
         return f"{'.'.join(where) or 'config'}: {item['msg'].removeprefix('Value error, ')}{found}"
+    *section, key = where
     model: Any = Config
-    for part in where[:-1]:
-        model = TaskConfig if model is None else model.model_fields[part].annotation
-        if not (isinstance(model, type) and issubclass(model, BaseModel)):
-            model = None  # the dict of tasks: its next level is a TaskConfig
-    known = list((model or TaskConfig).model_fields)
-    near = difflib.get_close_matches(where[-1], known, n=1, cutoff=0.5)
-    hint = f"did you mean '{'.'.join([*where[:-1], near[0]])}'?" if near else f"accepted: {', '.join(known)}"
+    if section:
+        model = TaskConfig if section[0] == "tasks" else Config.model_fields[section[0]].annotation
+    known = list(model.model_fields)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    hint = f"did you mean '{'.'.join([*section, near[0]])}'?" if near else f"accepted: {', '.join(known)}"
     return f"unknown key '{'.'.join(where)}'; {hint}"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from speech_mtl.config import Config
 from speech_mtl.inventory import Inventory
@@ -35,7 +35,6 @@ class TrainingConsole:
         )  # fmt: skip
         self.smooth = smooth
         self.steps = 0
-        self.task: TaskID | None = None
 
     def __enter__(self) -> TrainingConsole:
         if not self.active:
@@ -81,7 +80,7 @@ class TrainingConsole:
         for name, loss in losses.items():
             self.smooth[name] = 0.98 * self.smooth.get(name, loss) + 0.02 * loss
         shown = "  ".join(f"{name} {loss:.3f}" for name, loss in self.smooth.items())
-        self.progress.update(self.task or TaskID(0), completed=epochs, epoch=f"epoch {epochs:.1f}", losses=shown)
+        self.progress.update(self.task, completed=epochs, epoch=f"epoch {epochs:.1f}", losses=shown)
         self.steps += 1
         if self.steps % 20 == 0:
             for name, loss in losses.items():

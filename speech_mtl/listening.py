@@ -26,8 +26,8 @@ class Hearing:
 
     name: str
     stitch: Stitch
-    samples: int = 0
-    """How many the header promises, at the model's rate."""
+    promised: int = 0
+    """Samples, by the header, at the model's rate; `level` counts those that there are."""
     level: Level = field(default_factory=Level)
     phrases: list[Phrase] = field(default_factory=list)
     texts: list[tuple[str, dict[str, str]]] = field(default_factory=list)
@@ -43,7 +43,7 @@ class Hearing:
         """The recording's samples, up to its end or its damage."""
         try:
             sound = open_sound(audio, sample_rate)
-            self.samples = sound.samples
+            self.promised = sound.samples
             yield from watched(sound, self.level)
         except AudioError as error:
             self.damage = error
@@ -71,7 +71,7 @@ def hear_all(
             phrases = phrases_in(model, complete, words)
             heard.phrases += phrases
             on_phrases(heard, phrases)
-            on_progress(done + min(1.0, window.last / max(1, heard.samples)))
+            on_progress(done + min(1.0, window.last / max(1, heard.promised)))
             continue
         done += 1
         on_progress(done)

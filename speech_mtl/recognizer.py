@@ -47,8 +47,6 @@ UNSURE = 0.6
 """Words whose mean confidence is below this may be no speech. The bundled model's words are at 0.3 to 0.5 on average in
 ESC-10's noises and above 0.8 in AN4's test recordings, but at 0.3 to 0.5 in accents and words that it was not taught,
 too."""
-
-
 NOBODY = Enrolled([], np.zeros((0, 0), dtype=np.float32), {})
 
 
@@ -192,8 +190,9 @@ class Recognizer:
                 return None
             speech_s = phrase.end_s - phrase.start_s
             one = match_of(phrase.embedding, speech_s, enrolled, self.calibration)
-            named = Voice(one.name, speech_s, one.score, one.best_name, [], one.threshold, one.probability)
-            return None if one.name == UNKNOWN else named
+            if one.name == UNKNOWN:
+                return None
+            return Voice(one.name, speech_s, one.score, one.best_name, [], one.threshold, one.probability)
 
         voices, duration_s = [voice_of(phrase) for phrase in phrases], heard.level.samples / self.sample_rate
         turns = _turns(phrases, [voice.speaker if voice else None for voice in voices])
