@@ -60,10 +60,9 @@ class SharedGradients:
     ) -> tuple[Tensor, Tensor]:
         """Add one step's gradients up in the weights' `.grad`; returns (mean losses (K,), tasks with a label (K,)).
 
-        The weighting method is told the losses of the tasks that enter the trunk.
-
         The K tasks are those of `names`; the others' losses reach no weight that is trained. `scales`: each task's
-        factor where its gradient enters the trunk; `augment`: with SpecAugment and company.
+        factor where its gradient enters the trunk; the weighting method is told the losses of those that enter it.
+        `augment`: with SpecAugment and company.
         """
         accelerator = self.accelerator
         device, processes, K = accelerator.device, accelerator.num_processes, len(self.names)
