@@ -13,10 +13,9 @@ all pieces. Who is enrolled plays no part in this: as evidence heard before, enr
 them, most of all those that were not there; so the voices are found first and named afterwards. But a voice whose
 phrases are two enrolled ones', each beyond doubt, is two (`parted`).
 
-The constants were chosen on conversations of AN4's and speechocean762's dev speakers, of synthetic dev voices, and of
-104 training speakers heard by four heads that were trained without them, two minutes long and parts of them of 35 and
-40 seconds: a dozen dev speakers alone are too few, what suits them best loses a voice in every third conversation of
-others.
+The constants were chosen on recordings of AN4's and speechocean762's dev speakers, of synthetic dev voices, and of 104
+training speakers heard by four heads that were trained without them, with one to six voices, 17 seconds to 15 minutes
+long: a dozen dev speakers alone are too few, what suits them best loses a voice in every third conversation of others.
 """
 
 from __future__ import annotations
@@ -46,19 +45,18 @@ START_COSINE, START_PHRASES = 0.3, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
 WITHIN = 0.0075
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1; measured on development conversations."""
-MICROPHONE = 0.4
-"""Variance between microphones, that between voices being 1. The mean of a recording of K voices is taken for the
-microphone's as far as the K voices do not explain it: 0.4 / (0.4 + 1 / K) of it is taken off. The more is taken off,
-the less it costs to have two voices where there is one: with the same share for all, three minutes of one speaker were
-two to five voices in 15 of 20 recordings."""
+MICROPHONE, OWN = 0.8, 0.9
+"""What all voices of a recording have in common is the microphone: of the mean of K voices the share s / (1 + s) is
+taken off, s = 0.8 (K - 0.9), since the mean of one voice is nearly all its own. The more is taken off, the nearer to
+the prior's mean a voice lies, and the less another one costs there: with 0.57 for all K, three minutes of one speaker
+were two to five voices in 15 of 20 recordings."""
 NUMBERS = 6
-"""How often the number of voices is taken from the voices found with the number before it, at most; 1 is the first."""
+"""The number is taken from the voices found with the number before it, so often at most; 1 is the first."""
 FIT, SPREAD, MUCH = 0.29, 2.0, (60.0, 90.0)
 """VBx' F_A and F_B: how much the evidence and the prior of a voice count. Where all phrases together weigh less than
 about a minute of words, the prior counts less by the root of it: a voice has but a phrase or two. Where they weigh more
-than a minute and a half, it counts more by the root of it: a voice's phrases are no independent evidence, and with more
-and more of them any voice was two in the end (15 minutes of one speaker always, of four speakers in every second
-recording)."""
+than a minute and a half, it counts more, too: a voice's phrases are no independent evidence, and enough of them made it
+two (15 minutes of one speaker always, of four in every second recording)."""
 STAY, STAY_AFTER, LONG_PAUSE_S = 0.96, 0.4, 0.4
 """Probability that the voice stays the same without a pause, and after a long one; in between it falls evenly."""
 ROUNDS, SETTLED = 20, 1e-2
@@ -71,8 +69,8 @@ conversations of dev speakers, six people enrolled, one of 240 voices is taken a
 two voices put together are alike by 0.61 at most there, those of one voice by 0.77 or more with 110 enrolled."""
 ALIKE_S, ALIKE = (1.0, 4.0, 6.0, 8.0), (0.35, 0.5, 0.6, 0.9)
 """Voices that are so alike are one, if one of them is heard for so many seconds: an utterance in another manner founds
-a voice of its own. Of what is heard for longer the likeness says less than the inference does: voices of AN4's training
-speakers, each heard for half a minute, are alike by up to 0.82, parts of one voice by 0.5 to 0.84."""
+a voice of its own. Of what is heard for longer the likeness says little: two voices of AN4's training speakers, heard
+for half a minute, are alike by up to 0.82, parts of one voice by 0.5 to 0.84."""
 
 
 @dataclass(frozen=True)
@@ -171,7 +169,8 @@ def find_voices(phrases: Sequence[Phrase], population: Population, count: int | 
     """The pieces' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES."""
     number = count or 1
     for _ in range(NUMBERS):
-        found = _told_apart(phrases, population, MICROPHONE / (MICROPHONE + 1 / number), count)
+        surplus = MICROPHONE * (number - OWN)
+        found = _told_apart(phrases, population, surplus / (1 + surplus), count)
         if count is not None or len(found.seconds) == number:
             break
         number = len(found.seconds)
@@ -186,8 +185,7 @@ def _told_apart(phrases: Sequence[Phrase], population: Population, share: float,
     scale_E, ratio_E = np.sqrt(population.between) / WITHIN, population.between / WITHIN
     start_U = _start(said.embeddings_UE - centre_E, said.durations_U, count)
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
-    weight = said.weights_U.sum()
-    spread = SPREAD * float(weight / np.clip(weight, *MUCH)) ** 0.5
+    spread = SPREAD * float(said.weights_U.sum() / np.clip(said.weights_U.sum(), *MUCH)) ** 0.5
     mean_KE, spread_K, prior_K = _variational_bayes(
         rho_UE, said.weights_U, ratio_E, spread, said.stay_U, start_U, count
     )

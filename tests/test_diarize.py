@@ -78,6 +78,44 @@ def test_voices_and_their_number_are_found(n_voices: int) -> None:
     assert ((found.centres @ voices.T).max(axis=1) > 0.95).all()
 
 
+def in_manners(n_voices: int, n_phrases: int, size: float, seed: int = 0) -> tuple[list[Phrase], np.ndarray]:
+    """Three phrases each in one manner, the voice's embedding shifted in twelve directions; truth."""
+    rng = np.random.default_rng(seed)
+    voices, directions = normalized(0.4 + rng.standard_normal((n_voices, E))), rng.standard_normal((n_voices, 12, E))
+    phrases, truth, place_s = [], [], 0.0
+    for u in range(n_phrases):
+        voice, length_s = u // 3 % n_voices, rng.uniform(1.0, 2.5)
+        manner = rng.standard_normal(12) / 12**0.5 if u % 3 == 0 else manner  # noqa: F821
+        shifted = voices[voice] + size * (manner @ directions[voice])
+        embedding = normalized(shifted + 0.055 / length_s**0.5 * rng.standard_normal(E))
+        phrases.append(phrase([one_piece(place_s + 0.4, place_s + 0.4 + length_s, embedding)]))
+        truth.append(voice)
+        place_s += 0.4 + length_s
+    return phrases, np.array(truth)
+
+
+@pytest.mark.parametrize("n_phrases", [30, 100, 900])
+def test_one_speaker_in_many_manners_is_one_voice(n_phrases: int) -> None:
+    """As many as there are in a dictation; with the same microphone for any number of voices it was up to ten."""
+    phrases, _ = in_manners(1, n_phrases, size=0.09)
+    assert len(find_voices(phrases, POPULATION).centres) == 1
+
+
+def test_voices_stay_whole_however_long_they_speak() -> None:
+    phrases, truth = in_manners(2, 900, size=0.12)
+    found = find_voices(phrases, POPULATION)
+    assert len(found.centres) == 2 and purity(found, truth) > 0.97
+
+
+def test_one_utterance_in_another_manner_is_no_voice_in_a_long_recording_either() -> None:
+    phrases, _, voices = conversation(2, 80)
+    odd = normalized(voices[0] + 0.22 * np.random.default_rng(2).standard_normal(E))
+    assert 0.5 < odd @ voices[0] < 0.6
+    end_s = phrases[-1].end_s
+    phrases += [phrase([one_piece(end_s + start_s, end_s + start_s + 2.2, odd)]) for start_s in (1.0, 4.0)]
+    assert len(find_voices(phrases, POPULATION).centres) == 2
+
+
 def test_a_voice_may_change_within_a_phrase() -> None:
     """Of phrases in which one voice answers another at once, every piece is given to its own voice."""
     phrases, truth, voices = conversation(2, 60)
