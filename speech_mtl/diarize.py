@@ -67,7 +67,7 @@ PART_S, PART_MARGIN, PARTS_ALIKE = 3.0, 0.1, 0.68
 other, and are no more alike than that: among a hundred names some two share out one voice's phrases. In 60
 conversations of dev speakers, six people enrolled, one of 240 voices is taken apart wrongly; with 110 none. Parts of
 two voices put together are alike by 0.61 at most there, those of one voice by 0.77 or more with 110 enrolled."""
-ALIKE_S, ALIKE = (1.0, 4.0, 6.0, 8.0), (0.35, 0.5, 0.6, 0.9)
+ALIKE_S, ALIKE = (1.0, 4.0, 6.0, 8.0), (0.4, 0.5, 0.6, 0.9)
 """Voices that are so alike are one, if one of them is heard for so many seconds: an utterance in another manner founds
 a voice of its own. Of what is heard for longer the likeness says little: two voices of AN4's training speakers, heard
 for half a minute, are alike by up to 0.82, parts of one voice by 0.5 to 0.84."""
