@@ -69,7 +69,8 @@ def compare(config: Config, recipe: str, out: Path, *, command: str, quick: bool
     try:
         run_all(runs, jobs, console)
     except KeyboardInterrupt:
-        interrupted.write_text(json.dumps({"minutes": minutes()}) + "\n", encoding="utf-8")
+        text = json.dumps({"minutes": minutes()}) + "\n"
+        write_atomically(interrupted, lambda p: p.write_text(text, encoding="utf-8"))
         raise
     found = {
         "recipe": recipe, "command": command, "commit": _commit(), "quick": quick,
