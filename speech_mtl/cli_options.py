@@ -49,10 +49,10 @@ LmFile = Annotated[
     Path | None, typer.Option("--lm", help="Language model, ARPA or KenLM binary; asks for a beam search.")
 ]
 LmWeight = Annotated[
-    float | None, typer.Option("--lm-weight", help="Weight of the language model, 0 to 10; 0.2 if not given.")
+    float | None, typer.Option("--lm-weight", help="Weight of the language model, 0 to 10; 0.4 if not given.")
 ]
 WordScore = Annotated[
-    float | None, typer.Option("--word-score", help="Added per word with --lm, -20 to 20; 2 if not given.")
+    float | None, typer.Option("--word-score", help="Added per word with --lm, -20 to 20; 1.5 if not given.")
 ]
 UnknownScore = Annotated[
     float | None,
@@ -62,7 +62,7 @@ PriorWeight = Annotated[
     float | None,
     typer.Option(
         "--prior-weight",
-        help="How much frequent letters lose with --lm, 0 to 2; 0.6 for characters, 0 for longer pieces if not given.",
+        help="How much frequent letters lose with --lm, 0 to 2; 0.25 for characters, 0 for longer pieces if not given.",
     ),
 ]
 HotWords = Annotated[

@@ -38,7 +38,7 @@ RANGES = {
     "beam": (1, 1000), "lm_weight": (0.0, 10.0), "word_score": (-20.0, 20.0), "unknown_score": (-100.0, 0.0),
     "prior_weight": (0.0, 2.0), "boost": (0.0, 50.0),
 }  # fmt: skip
-PRIOR_WEIGHT = 0.6
+PRIOR_WEIGHT = 0.25
 """For a tokenizer of characters; with longer pieces, whose shares differ far more, it was not tried and is 0."""
 LEAST_SHARE = 1e-3
 """A token's share is not taken for less."""
@@ -55,15 +55,15 @@ class Decoding:
 
     A text's score is ln p(text | sound) + lm_weight · ln p(words) + word_score · words + unknown_score · unknown words
     + boost · hot words, where with a language model every token's ln p gains -prior_weight · ln(its share). Weights and
-    scores were chosen on AN4's development set with a trigram of its training texts.
+    scores were chosen on the development sets of AN4, with trigrams of all other speakers' texts, and of `synthetic`.
     """
 
     beam: int = 32
     """Prefixes kept after a frame."""
     lm: str | None = None
     """ARPA file or KenLM binary."""
-    lm_weight: float = 0.2
-    word_score: float = 2.0
+    lm_weight: float = 0.4
+    word_score: float = 1.5
     """Of every word, where there is a language model: more than 0 makes up for the words it makes dearer."""
     unknown_score: float = -3.0
     """Of every word that the language model lacks, beside its probability of <unk>."""
