@@ -50,6 +50,8 @@ MOST_CHANNELS = 64
 """Samples with more are taken to be the wrong way round."""
 FILTER_ZEROS = 6
 """Zero crossings of torchaudio's resampling filter to either side."""
+NO_SOUND = 1e12
+"""Samples so large are a damaged file's; the power of still larger ones is beyond float32."""
 CANCELLED = 1e-3
 """Share of the loudest channel's power that the channels' mean falls short of where they cancel one another out."""
 
@@ -296,12 +298,13 @@ def _mono(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.nda
     """Blocks (N,) or (N, channels) -> float32 (N,), checked."""
     found = 0
     for block in blocks:
-        mono = np.ascontiguousarray(_averaged(block) if block.ndim == 2 else block, dtype=np.float32)
-        if bad := int((~np.isfinite(mono)).sum()):
-            place = f"from {found / rate:.1f} to {(found + len(mono)) / rate:.1f} s"
-            raise AudioError(f"{name}: {bad} of {len(mono)} samples are not numbers (NaN or infinite), {place}")
-        found += len(mono)
-        yield mono
+        is_sound_N = (np.abs(block.reshape(len(block), -1)) < NO_SOUND).all(axis=1)
+        sound = block if is_sound_N.all() else block[: is_sound_N.argmin()]
+        found += len(sound)
+        if len(sound):
+            yield np.ascontiguousarray(_averaged(sound) if sound.ndim == 2 else sound, dtype=np.float32)
+        if len(sound) < len(block):
+            raise AudioError(f"{name}: damaged after {found / rate:.1f} s: samples that are not numbers, or too large")
     if found == 0:
         raise AudioError(f"{name}: holds 0 samples; expected at least {MIN_DURATION_S:g} s of sound")
     if found < MIN_DURATION_S * rate:
