@@ -144,9 +144,11 @@ def hear_all(
     for number, (speaker, name, recording, _) in enumerate(recordings, start=1):
         own = heard.setdefault(speaker, [])
         try:
-            for part in _parts(recording, rate, MOST_S - sum(one.loudness.samples for one in own) / rate):
-                found = listen(model, task, (part, rate), lambda size: random_spans(size, model.frame_s, rng))
-                own += [found] if found.embedding is not None and found.loudness.speech_s >= SHORTEST_S else []
+            found = [
+                listen(model, task, (part, rate), lambda size: random_spans(size, model.frame_s, rng))
+                for part in _parts(recording, rate, MOST_S - sum(one.loudness.samples for one in own) / rate)
+            ]
+            own += [one for one in found if one.embedding is not None and one.loudness.speech_s >= SHORTEST_S]
         except AudioError as error:
             bad.append(f"{name}: {error}" if isinstance(recording, Cut) else str(error))
         on_done(number)

@@ -207,6 +207,16 @@ def test_a_source_of_two_speakers_is_compared_with_all(recordings: Path, tmp_pat
     assert set(trials_of(more, numbers).is_other_PM.sum(axis=1)) == {4}
 
 
+def test_of_a_damaged_recording_nothing_is_used(recordings: Path, tmp_path: Path) -> None:
+    (recordings / "dan").mkdir()
+    voice = speech(9.0)
+    voice[8 * RATE] = np.nan
+    soundfile.write(recordings / "dan" / "broken.wav", voice, RATE, subtype="FLOAT")
+    recognizer = Recognizer.from_pretrained(save_tiny(tmp_path / "model"))
+    heard, [bad] = hear_all(recognizer.model, recognizer.speaker_task, labelled([recordings]))
+    assert "broken.wav: damaged after 8.0 s" in bad and list(heard) == ["ann", "bob", "cid"]
+
+
 def test_the_logistic_regression_finds_the_true_likelihood_ratio() -> None:
     trials = known_trials(0)
     found = fit_logistic(trials)
