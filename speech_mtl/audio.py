@@ -233,22 +233,22 @@ def _read(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
 
 def _cut_short(file: soundfile.SoundFile, found: int) -> str | None:
     """What is wrong with a file of which `found` samples could be read, if it promises more."""
-    for promised, there in re.findall(r":\s*(\d+) \(should be (\d+)\)", file.extra_info):
+    readable = f"{found / file.samplerate:.1f} s of sound"
+    counts = re.findall(r":\s*(\d+) \(should be (\d+)\)", file.extra_info)
+    if not file.seekable():  # of what comes through a pipe libsndfile does not know how much there is
+        sizes = re.findall(r"^data : (\d+)$", file.extra_info, re.MULTILINE)
+        counts = [(size, int(size) * found // max(1, file.frames)) for size in sizes]
+    for promised, there in counts:
         # libsndfile shortens `frames` of most formats to what is there and notes the difference in its log only;
         # some writers miscount the header's own bytes, hence the 64
         if int(there) + 64 < int(promised) < STREAMED_BYTES:
-            return (
-                f"truncated or still being written: the header promises {promised} bytes, the file holds {there}, "
-                f"{found / file.samplerate:.1f} s of sound"
-            )
+            promise = f"the header promises {promised} bytes, the file holds {there}"
+            return f"truncated or still being written: {promise}, {readable}"
     if isinstance(file.name, _Unfinished):
         return f"still being written, or never closed: the header promises 0 bytes of the {found} samples there are"
     if said := END_IS_MISSING.search(file.extra_info):
-        return (
-            f"truncated or still being written ({said[0].strip(' *.')}): "
-            f"{found / file.samplerate:.1f} s of sound can be read"
-        )
-    if not file.seekable():  # through a pipe nobody knows the length
+        return f"truncated or still being written ({said[0].strip(' *.')}): {readable} can be read"
+    if not file.seekable():
         return None
     promised_samples = _promised_samples(file)
     if found < promised_samples:  # ogg files are read on beyond what is damaged, where it was is not to be learnt

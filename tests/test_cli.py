@@ -503,6 +503,10 @@ def test_sound_comes_through_a_pipe_too(place: Path, model: Path) -> None:
             assert json.loads(done.stdout) == expected | {"audio": "-"}
         else:
             assert b"error: -: not readable as audio" in done.stderr and b"expected wav" in done.stderr
+    content = (place / "0.wav").read_bytes()  # with its length, and cut off, as by a connection that is lost
+    done = subprocess.run(command, input=content[: len(content) // 2], capture_output=True, timeout=120)
+    assert done.returncode == 1 and json.loads(done.stdout)["damage"].startswith("-: truncated or still being written")
+    assert json.loads(done.stdout)["duration_s"] < 0.8
 
 
 def test_full_disk_is_an_error_without_traceback(place: Path, model: Path) -> None:
