@@ -40,6 +40,9 @@ def write_atomically(path: Path, write: Callable[[Path], Any]) -> None:
         write(temporary)
         sync(temporary)
         os.replace(temporary, path)
+    except OSError as error:
+        error.filename = str(path)  # what a person knows; a full disk names none
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

@@ -105,9 +105,11 @@ def test_a_full_disk_leaves_the_last_good_file(tmp_path: Path) -> None:
         temporary.write_text("ha")
         raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match=f"No space left on device: '{path}'"):
         write_atomically(path, full)
     assert path.read_text() == "good" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(FileNotFoundError, match=f": '{tmp_path / 'none' / 'state'}'$"):
+        write_atomically(tmp_path / "none" / "state", lambda p: p.write_text("lost"))
 
 
 def test_a_save_that_fails_leaves_the_last_good_model(
