@@ -50,7 +50,7 @@ MOST_CHANNELS = 64
 """Samples with more are taken to be the wrong way round."""
 FILTER_ZEROS = 6
 """Zero crossings of torchaudio's resampling filter to either side."""
-NO_SOUND = 1e12
+NO_SOUND = np.float64(1e12)  # as numpy's, float16 samples can be compared with it
 """Samples so large are a damaged file's; the power of still larger ones is beyond float32."""
 CANCELLED = 1e-3
 """Share of the loudest channel's power that the channels' mean falls short of where they cancel one another out."""

@@ -138,6 +138,8 @@ def test_channels_are_averaged() -> None:
     left, right = tone(0.2), tone(0.2, frequency_hz=1000)
     np.testing.assert_allclose(load_audio((np.stack([left, right], axis=1), RATE), RATE), (left + right) / 2, atol=1e-7)
     np.testing.assert_allclose(load_audio(((left * 32768).astype(np.int16), RATE), RATE), left, atol=1 / 32768)
+    with np.errstate(over="raise"):
+        np.testing.assert_allclose(load_audio((left.astype(np.float16), RATE), RATE), left, atol=1e-3)
 
 
 @pytest.mark.parametrize("other", [-1.0, -0.97])
