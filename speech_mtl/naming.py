@@ -44,12 +44,17 @@ def voices_of(found: Voices, enrolled: Enrolled, calibration: Calibration) -> li
 
     Of voices that reach the threshold of one name the nearest has it, with those that are as near to that voice, or
     to one of the name's enrolments, as it is to the name. Others stay unknown: that they were told apart within one
-    recording is better evidence than a likeness to another recording.
+    recording is better evidence than a likeness to another recording. So do those that would cost the nearest its name,
+    since of more speech more likeness is asked.
     """
-    matches = [
-        match_of(centre, float(speech_s), enrolled, calibration)
-        for centre, speech_s in zip(found.centres, found.seconds, strict=True)
-    ]
+
+    def heard_as_one(voices: list[int]) -> tuple[np.ndarray, float, Match]:
+        """Their centre, seconds of speech, and whose voice they are."""
+        centre = normalized(found.seconds[voices] @ found.centres[voices])
+        speech_s = round(float(found.seconds[voices].sum()), 3)
+        return centre, speech_s, match_of(centre, speech_s, enrolled, calibration)
+
+    matches = [heard_as_one([k])[2] for k in range(len(found.seconds))]
     nearest = {match.name: k for k, match in sorted(enumerate(matches), key=lambda one: one[1].score or 0.0)}
     unknown = 0
     labels = []
@@ -58,14 +63,12 @@ def voices_of(found: Voices, enrolled: Enrolled, calibration: Calibration) -> li
         alike = [found.centres[first], *(one.embedding for one in enrolled.utterances.get(match.name, []))]
         likeness = 1.0 if k == first else float(np.max(np.stack(alike) @ found.centres[k]))
         is_other = match.name == UNKNOWN or likeness < min(1.0, matches[first].score or 0.0)
+        is_other = is_other or heard_as_one(sorted({first, k}))[2].name != match.name
         unknown += is_other
         labels.append(f"{UNKNOWN} {unknown}" if is_other else match.name)
     merged = {}
     for label in labels:
-        own = [k for k, other in enumerate(labels) if other == label]
-        centre = normalized(found.seconds[own] @ found.centres[own])
-        speech_s = round(float(found.seconds[own].sum()), 3)
-        match = match_of(centre, speech_s, enrolled, calibration)
+        centre, speech_s, match = heard_as_one([k for k, other in enumerate(labels) if other == label])
         embedding = [round(float(value), 5) for value in centre]
         merged[label] = Voice(
             label, speech_s, match.score, match.best_name, embedding,

@@ -192,6 +192,19 @@ def test_two_voices_enrolled_as_one_name_both_have_it(recognizer: Recognizer) ->
     assert voices_of(found, enrolled, calibration)[-1].speaker == "unknown 1"
 
 
+@pytest.mark.parametrize("seconds", [[0.7, 0.7], [0.7 + 0.2 + 0.1]])  # of these 0.9999999999999999 s
+def test_a_name_is_never_below_its_threshold(seconds: list[float]) -> None:
+    """Two phrases that together are held to the longer speech's threshold, and a voice on the edge of the two."""
+    centres = normalized(np.array([[0.46, 0.893, 0.02], [0.45, 0.893, -0.02]][: len(seconds)]))
+    found = Voices(np.arange(len(seconds)), np.ones(len(seconds)), centres, np.array(seconds))
+    bands = ({"up_to_s": 1.0, "thresholds": [0.44]}, {"thresholds": [0.47]})
+    enrolled = Enrolled(["ann"], np.eye(1, 3, dtype=np.float32), {})
+    voices = voices_of(found, enrolled, Calibration.model_validate({"bands": bands}))
+    assert [voice.speaker for voice in voices] == (["ann", "unknown 1"] if len(seconds) == 2 else ["unknown 1"])
+    for voice in voices:
+        assert voice.speaker == "unknown 1" or voice.score >= voice.threshold  # type: ignore[operator]
+
+
 def test_a_voice_is_no_further_from_itself_than_from_its_name(recognizer: Recognizer) -> None:
     """A voice enrolled from this very recording scores 1, give or take the last digit."""
     size = recognizer.model.config.tasks["speaker"].embedding_dim
