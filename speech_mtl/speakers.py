@@ -272,13 +272,13 @@ class SpeakerDatabase:
         A writer takes its lock at the start (IMMEDIATE) and waits for others up to BUSY_TIMEOUT_S. The rollback journal
         is kept, not WAL: writes are rare, and it works on network file systems and in read-only folders, too.
         """
-        if write:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
         # readers ask for `rw`, too: after a crash the next one has to roll back (a write-protected file is only read)
         uri = f"{self.path.absolute().as_uri()}?mode={'rwc' if write else 'rw'}"
         try:
+            if write:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
             connection = sqlite3.connect(uri, uri=True, timeout=BUSY_TIMEOUT_S, isolation_level=None)
-        except sqlite3.Error as error:
+        except (OSError, sqlite3.Error) as error:
             raise SpeakerDatabaseError(f"speaker database {self.path}: {error}") from None
         connection.create_function("plain", 1, plain, deterministic=True)  # names may be written in another way
         try:

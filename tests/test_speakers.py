@@ -153,6 +153,8 @@ def test_files_that_are_no_speaker_database_are_refused_and_kept(tmp_path: Path)
         assert path.read_bytes() == before
     with pytest.raises(SpeakerDatabaseError, match="is a folder"):
         SpeakerDatabase(tmp_path, "model-1")
+    with pytest.raises(SpeakerDatabaseError, match="s.db: .*Not a directory"):
+        SpeakerDatabase(text / "speakers" / "s.db", "model-1").add("ann", AXES[:1])
 
 
 def test_a_failed_add_leaves_nothing_behind(database: SpeakerDatabase, monkeypatch: pytest.MonkeyPatch) -> None:
