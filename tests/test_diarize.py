@@ -78,13 +78,18 @@ def test_voices_and_their_number_are_found(n_voices: int) -> None:
     assert ((found.centres @ voices.T).max(axis=1) > 0.95).all()
 
 
-def in_manners(n_voices: int, n_phrases: int, size: float, seed: int = 0) -> tuple[list[Phrase], np.ndarray]:
-    """Three phrases each in one manner, the voice's embedding shifted in twelve directions; truth."""
+def in_manners(
+    n_voices: int, n_phrases: int, size: float, seed: int = 0, host: float = 0.0
+) -> tuple[list[Phrase], np.ndarray]:
+    """Three phrases each in one manner, the voice's embedding shifted in twelve directions; truth.
+
+    `host` is the share of the phrases that are the first voice's besides its turns.
+    """
     rng = np.random.default_rng(seed)
     voices, directions = normalized(0.4 + rng.standard_normal((n_voices, E))), rng.standard_normal((n_voices, 12, E))
     phrases, truth, place_s = [], [], 0.0
     for u in range(n_phrases):
-        voice, length_s = u // 3 % n_voices, rng.uniform(1.0, 2.5)
+        voice, length_s = 0 if u // 3 % 10 < 10 * host else u // 3 % n_voices, rng.uniform(1.0, 2.5)
         manner = rng.standard_normal(12) / 12**0.5 if u % 3 == 0 else manner  # noqa: F821
         shifted = voices[voice] + size * (manner @ directions[voice])
         embedding = normalized(shifted + 0.055 / length_s**0.5 * rng.standard_normal(E))
@@ -105,6 +110,14 @@ def test_voices_stay_whole_however_long_they_speak() -> None:
     phrases, truth = in_manners(2, 900, size=0.12)
     found = find_voices(phrases, POPULATION)
     assert len(found.centres) == 2 and purity(found, truth) > 0.97
+
+
+@pytest.mark.parametrize("n_voices", [3, 4])
+def test_who_talks_most_of_the_time_is_one_voice(n_voices: int) -> None:
+    """The mean of all phrases is the host's, then, and not the microphone's: the host was up to three voices."""
+    phrases, truth = in_manners(n_voices, 900, size=0.09, host=0.7)
+    found = find_voices(phrases, POPULATION)
+    assert len(found.centres) == n_voices and purity(found, truth) > 0.97
 
 
 def test_one_utterance_in_another_manner_is_no_voice_in_a_long_recording_either() -> None:
