@@ -55,6 +55,27 @@ def test_measured_statistics_normalise_the_corpus() -> None:
     torch.testing.assert_close(mel_BTF[0].std(0), torch.ones(80), atol=1e-3, rtol=0)
 
 
+def test_bins_above_a_recordings_band_hear_what_is_below() -> None:
+    """Whatever stands beside it in the batch; a recording with all bins, or none of the lowest, is left as it is."""
+    features = LogMel(FeatureConfig())
+    audio_BN, samples_B = 0.1 * torch.randn(3, 16000), torch.tensor([16000, 12000, 16000])
+    spectrum_BK = torch.fft.rfft(audio_BN)
+    spectrum_BK[1, 6500:] = 0  # a mel bin is 0.3 kHz wide there
+    spectrum_BK[2, :80] = 0
+    audio_BN = torch.fft.irfft(spectrum_BK)
+    log_mel_BTF, _ = features.log_mel(audio_BN, samples_B)
+    mel_BTF, lengths_B = features(audio_BN, samples_B)
+    assert torch.equal(mel_BTF[[0, 2]], log_mel_BTF[[0, 2]])
+    is_same_F = (mel_BTF[1, :75] == log_mel_BTF[1, :75]).all(dim=0)
+    n_heard = int(is_same_F.sum())
+    assert 75 < n_heard < 78 and is_same_F[:n_heard].all()
+    weights = torch.exp(torch.arange(-n_heard, 0) / 4.0)
+    below_BT1 = (mel_BTF[1, :75, :n_heard] @ weights / weights.sum())[:, None]
+    torch.testing.assert_close(mel_BTF[1, :75, n_heard:], below_BT1.expand(75, 80 - n_heard))
+    alone_BTF, _ = features(audio_BN[1:2, :12000], samples_B[1:2])
+    torch.testing.assert_close(mel_BTF[1:2, :75], alone_BTF, atol=1e-5, rtol=0)
+
+
 def test_level_shifts_every_bin_alike() -> None:
     features = LogMel(FeatureConfig())
     audio_BN, samples_B = 0.3 * torch.randn(1, 16000), torch.tensor([16000])
