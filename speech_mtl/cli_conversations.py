@@ -11,7 +11,7 @@ import typer
 
 from speech_mtl.audio import AudioError
 from speech_mtl.results import Result
-from speech_mtl.terminal import note, progress
+from speech_mtl.terminal import fail, note, progress
 
 if TYPE_CHECKING:
     from speech_mtl.language import Decoding
@@ -36,6 +36,7 @@ def evaluate(
 
         total = sum(1 for _ in read_cuts(manifests))
     done = 0
+    bad: list[str] = []
     with TemporaryDirectory() as folder, progress("conversations", total) as show:
         recognizer = Recognizer.from_pretrained(model, device, Path(folder) / "speakers.db", threshold, decoding)
 
@@ -43,10 +44,13 @@ def evaluate(
             nonlocal done
             done += 1
             show(done)
+            bad.extend([f"cut '{row['id']}': {row['error']}"] if "error" in row else [])
 
         summary = evaluate_conversations(recognizer, manifests, out, enroll, count, on_row)
     typer.echo(table(summary))
     note(f"written: {out / 'summary.json'}, {out / 'conversations.jsonl'}")
+    if bad:
+        fail("\n".join([f"{len(bad)} of {total} conversations could not be read:", *bad]))
 
 
 def table(summary: dict[str, Any]) -> str:

@@ -22,7 +22,7 @@ from lhotse import SupervisionSegment
 from lhotse.cut import Cut
 
 from speech_mtl.audio import Audio, AudioError, cut_audio
-from speech_mtl.data import DataError, read_cuts
+from speech_mtl.data import DataError, read_cuts, repetition
 from speech_mtl.formats import format_result
 from speech_mtl.metrics import error_rates, word_errors
 from speech_mtl.recognizer import Recognizer
@@ -43,28 +43,42 @@ def evaluate_conversations(
     """Write out/conversations.jsonl, out/summary.json and every transcript as json; returns the summary.
 
     `enroll`: cuts of single speakers, enrolled beforehand; `speakers`: the number of voices, where it is to be given.
-    Raises DataError, AudioError.
+    A conversation that cannot be read has the row {'id', 'error'}. Raises DataError, and AudioError for an enrolment
+    cut.
     """
     _check_scorers()
+    for cut in read_cuts(manifests):
+        _check_truth(cut)  # now, not after hours of transcribing
     out.mkdir(parents=True, exist_ok=True)
     for cut in read_cuts(enroll) if enroll else []:
         if (speaker := label_of(cut, "speaker")) is None:
             raise DataError(f"enrolment cut '{cut.id}' has no speaker label")
         recognizer.enroll(speaker, [_audio(cut)], force=True)  # all that is given counts
-    rows = []
+    rows: list[Row] = []
+    times: Counter[str] = Counter()
     with open(out / "conversations.jsonl", "w", encoding="utf-8") as file:
         for cut in read_cuts(manifests):
-            started = time.perf_counter()
-            result = recognizer.transcribe(_audio(cut), speakers=speakers)
-            seconds = time.perf_counter() - started
-            (out / f"{cut.id}.json").write_text(format_result(result, "json"), encoding="utf-8")
-            row = {"id": cut.id, "duration_s": round(cut.duration, 3), "compute_s": round(seconds, 3)}
-            rows.append(row | score(result, cut, recognizer))
+            times[cut.id] += 1
+            cut = repetition(cut, times[cut.id])  # manifests prepared with one seed have the same ids
+            rows.append(_row(cut, recognizer, out / f"{cut.id.replace('/', '_')}.json", speakers))
             file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
             on_row(rows[-1])
     summary = summarize(rows)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _row(cut: Cut, recognizer: Recognizer, transcript: Path, speakers: int | None) -> Row:
+    """A conversation's counts, or why it cannot be read; its transcript is written."""
+    started = time.perf_counter()
+    try:
+        result = recognizer.transcribe(cut_audio(cut), speakers=speakers)
+    except AudioError as error:
+        return {"id": cut.id, "error": str(error)}
+    seconds = time.perf_counter() - started
+    transcript.write_text(format_result(result, "json"), encoding="utf-8")
+    row = {"id": cut.id, "duration_s": round(cut.duration, 3), "compute_s": round(seconds, 3)}
+    return row | score(result, cut, recognizer)
 
 
 def _audio(cut: Cut) -> Audio:
@@ -82,15 +96,18 @@ def _check_scorers() -> None:
         raise DataError(f"{error}; scoring conversations needs: pip install 'speech_mtl[conversations]'") from None
 
 
+def _check_truth(cut: Cut) -> None:
+    if not cut.supervisions:
+        raise DataError(f"conversation '{cut.id}' has no utterance; accepted are cuts with a supervision an utterance")
+    for supervision in cut.supervisions:
+        if supervision.text is None or supervision.speaker is None:
+            raise DataError(f"conversation '{cut.id}': utterance '{supervision.id}' lacks a text or a speaker")
+
+
 def score(result: Result, cut: Cut, recognizer: Recognizer) -> Row:
     """Counts of one conversation; `summarize` turns them into rates."""
     config = recognizer.model.config.text
     truth = sorted(cut.supervisions, key=lambda s: s.start)
-    if not truth:
-        raise DataError(f"conversation '{cut.id}' has no utterance; accepted are cuts with a supervision an utterance")
-    for supervision in truth:
-        if supervision.text is None or supervision.speaker is None:
-            raise DataError(f"conversation '{cut.id}': utterance '{supervision.id}' lacks a text or a speaker")
     reference = [(s.speaker or "", normalize(s.text or "", config), s.start, s.end) for s in truth]
     hypothesis = [(s.speaker or UNKNOWN, s.text, s.start_s, s.end_s) for s in result.segments]
     names = set(recognizer.database.names())
@@ -185,9 +202,12 @@ def _best_assignment(pairs: Counter[tuple[str, str]]) -> Iterable[tuple[str, str
 
 
 def summarize(rows: list[Row]) -> dict[str, Any]:
-    """summary.json: rates over all conversations, sums of errors over sums of lengths."""
+    """summary.json: rates over all conversations that could be read, sums of errors over sums of lengths."""
+    failed = [row for row in rows if "error" in row]
+    rows = [row for row in rows if "error" not in row]
     if not rows:
-        raise DataError("no conversation to score: the manifest is empty")
+        unread = [f"cut '{row['id']}': {row['error']}" for row in failed]
+        raise DataError("\n".join(unread) or "no conversation to score: the manifest is empty")
 
     def rate(part: str) -> float | None:
         words = sum(row[part]["words"] for row in rows)
@@ -198,7 +218,7 @@ def summarize(rows: list[Row]) -> dict[str, Any]:
     words = sum(row["words"] for row in rows)
     audio_s, compute_s = (sum(row[name] for row in rows) for name in ("duration_s", "compute_s"))
     return {
-        "conversations": len(rows),
+        "conversations": len(rows), "failed": len(failed),
         "asr": error_rates([row["errors"] for row in rows]),
         "cpwer": rate("cp"), "tcpwer": rate("tcp"),
         "der": round(wrong_s / der["total"], 6) if der["total"] else None, "der_s": der,

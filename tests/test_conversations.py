@@ -12,6 +12,7 @@ import pytest
 import soundfile
 from conftest import RATE, make_corpus, tiny_values
 from lhotse import CutSet, Recording, SupervisionSegment
+from lhotse.utils import fastcopy
 from test_cli import call
 from test_recognizer import save_tiny
 
@@ -237,10 +238,15 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     assert [row["id"] for row in rows] == [cut.id for cut in cuts]
     said = json.loads((tmp_path / "eval" / f"{cuts[0].id}.json").read_text())
     assert rows[0]["words"] == sum(len(s["words"]) for s in said["segments"])
-    sound = Path(cuts[1].recording.sources[0].source)
+    sound = Path(cuts[0].recording.sources[0].source)
     sound.rename(tmp_path / "elsewhere")
     result = call("evaluate", model, manifest, "--conversations", "--out", tmp_path / "eval")
-    assert result.exit_code == 1 and f"error: cut '{cuts[1].id}': " in result.stderr
+    assert result.exit_code == 1 and f"error: cut '{cuts[0].id}': " in result.stderr
+    summary = json.loads((tmp_path / "eval" / "summary.json").read_text())
+    assert (summary["conversations"], summary["failed"]) == (1, 1)
+    rows = [json.loads(line) for line in (tmp_path / "eval" / "conversations.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in rows] == [cut.id for cut in cuts] and ["error" in row for row in rows] == [True, False]
+    (tmp_path / "elsewhere").rename(sound)
     bare = cuts[0].map_supervisions(lambda s: SupervisionSegment(s.id, s.recording_id, s.start, s.duration, text="a"))
     CutSet.from_cuts([bare]).to_file(tmp_path / "bare.jsonl.gz")
     result = call("evaluate", model, tmp_path / "bare.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
@@ -248,3 +254,13 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     CutSet.from_cuts([cuts[0].drop_supervisions()]).to_file(tmp_path / "silent.jsonl.gz")
     result = call("evaluate", model, tmp_path / "silent.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
     assert result.exit_code == 1 and f"conversation '{cuts[0].id}' has no utterance" in result.stderr
+
+
+def test_conversations_of_one_id_and_of_an_id_with_a_slash_have_transcripts_of_their_own(tmp_path: Path) -> None:
+    model, (cut, _) = save_tiny(tmp_path / "model"), simulate(tmp_path, minutes=0.1)
+    manifests = [tmp_path / "a.jsonl.gz", tmp_path / "b.jsonl.gz"]
+    for manifest in manifests:
+        CutSet.from_cuts([fastcopy(cut, id="room/1")]).to_file(manifest)
+    result = call("evaluate", model, *manifests, "--conversations", "--out", tmp_path / "eval")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in (tmp_path / "eval").glob("room*")} == {"room_1.json", "room_1~2.json"}
