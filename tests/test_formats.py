@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import json
 import re
@@ -17,6 +18,7 @@ from praatio import textgrid
 
 from speech_mtl.audio import AudioError
 from speech_mtl.formats import format_result
+from speech_mtl.report.player import embedded_sound
 from speech_mtl.results import Result, Segment, Word
 
 
@@ -197,3 +199,11 @@ def test_html_of_a_long_recording_at_a_rate_that_mp3_lacks(result: Result, tmp_p
     soundfile.write(tmp_path / "long.wav", np.random.default_rng(0).normal(0, 0.1, 96000 * 121), 96000)
     page = format_result(dataclasses.replace(result, audio=str(tmp_path / "long.wav")), "html")
     assert 'src="data:audio/mpeg;base64,' in page
+
+
+def test_a_moment_of_a_long_recording_lies_where_a_browser_looks_for_it() -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, 16000 * 121)
+    samples[: len(samples) // 2] = 0.0  # at a varying bit rate this half is far smaller
+    mp3 = base64.b64decode(embedded_sound(samples, 16000).partition("base64,")[2])
+    assert len(mp3) == pytest.approx(121 * 40_000 / 8, rel=0.01)
+    assert b"Info" in mp3[:60] and b"Xing" not in mp3[:60]  # so LAME marks a constant rate, and a varying one
