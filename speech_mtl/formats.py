@@ -230,5 +230,8 @@ def _escape(text: str) -> str:
 
 
 def recording_id(audio: str | Path) -> str:
-    """A recording's name in rttm and ctm: the file's without folder and ending; spaces, which part columns, are _."""
-    return "_".join(Path(audio).stem.split()) or "audio"
+    """A recording's name in rttm and ctm: the file's without folder and ending; spaces, which part columns, are _.
+
+    Semicolons that it begins with are left out: two of them make a comment of a line.
+    """
+    return "_".join(Path(audio).stem.lstrip(";").split()) or "audio"

@@ -8,6 +8,7 @@ import json
 import re
 from pathlib import Path
 
+import meeteval
 import numpy as np
 import pysubs2
 import pytest
@@ -180,6 +181,12 @@ def test_html_holds_the_sound_and_every_word_by_voice_and_loads_nothing(result: 
     assert re.findall(r'data-voice="([^"]*)"', page) == ["Ann Lee", "bob", "unknown", "bob"]
     assert "score 0.83" in page and "clipped: a little" in page
     assert "truncated after 8 s" in format_result(dataclasses.replace(result, damage="truncated after 8 s"), "html")
+
+
+def test_a_file_name_makes_no_comment_of_the_lines_of_its_ctm(result: Result, tmp_path: Path) -> None:
+    (tmp_path / "x.ctm").write_text(format_result(dataclasses.replace(result, audio="talks/;; one.wav"), "ctm"))
+    read = meeteval.io.CTM.load(tmp_path / "x.ctm").lines
+    assert [line.filename for line in read] == ["one"] * 5
 
 
 def test_html_of_a_model_that_names_nobody_has_no_boxes(result: Result) -> None:
