@@ -37,7 +37,7 @@ from lhotse.utils import fastcopy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from speech_mtl.audio import reason_of
+from speech_mtl.audio import offset_of, reason_of
 from speech_mtl.config import AugmentConfig, Config, DataConfig
 from speech_mtl.cuts import MatchedLengths, StrungTogether, labels_at_speed, seeded
 from speech_mtl.tasks import Frames, label_of
@@ -227,7 +227,7 @@ class SpeechDataset(Dataset):
         if len(audio) < self.least_samples:
             least_s = self.least_samples / self.sample_rate
             raise DataError(f"{len(audio) / self.sample_rate:.3f} s, shorter than {least_s:g} s")
-        return audio
+        return audio - offset_of(audio)
 
     def _mix_noise(self, cut: Cut, config: AugmentConfig, rng: random.Random) -> Cut:
         noise = rng.choice(self.noises).resample(cut.sampling_rate)

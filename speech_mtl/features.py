@@ -63,7 +63,7 @@ def above_the_band(mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
 def from_below(mel_BTF: Tensor, empty_B1F: Tensor) -> Tensor:
     """The mean (B, T, 1) of the bins below the uppermost ones, each counting e^(-its distance / REACH_BINS)."""
     n_heard_B11 = (~empty_B1F).sum(-1, keepdim=True)
-    place_F = torch.arange(mel_BTF.size(-1), device=mel_BTF.device)
+    place_F = torch.arange(mel_BTF.size(-1), device=mel_BTF.device, dtype=mel_BTF.dtype)
     weight_B1F = torch.exp((place_F - n_heard_B11) / REACH_BINS) * ~empty_B1F
     return (mel_BTF * weight_B1F).sum(-1, keepdim=True) / weight_B1F.sum(-1, keepdim=True)
 

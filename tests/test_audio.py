@@ -9,7 +9,8 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from speech_mtl.audio import AudioError, Level, load_audio, open_sound, resample, resampled
+from speech_mtl.audio import AudioError, Level, load_audio, open_sound
+from speech_mtl.resampling import resample, resampled
 
 RATE = 16000
 
@@ -140,6 +141,14 @@ def test_channels_are_averaged() -> None:
     np.testing.assert_allclose(load_audio(((left * 32768).astype(np.int16), RATE), RATE), left, atol=1 / 32768)
     with np.errstate(over="raise"):
         np.testing.assert_allclose(load_audio((left.astype(np.float16), RATE), RATE), left, atol=1e-3)
+
+
+def test_a_converters_offset_is_taken_off_all_of_a_recording() -> None:
+    """Also where later blocks have another mean; a small one is left, as the training data has it."""
+    noise = np.random.default_rng(0).normal(0, 0.1, 70 * RATE).astype(np.float32)
+    noise[: 30 * RATE] -= noise[: 30 * RATE].mean()
+    assert np.allclose(load_audio((noise + np.float32(0.05), RATE), RATE), noise, atol=1e-6)
+    assert np.array_equal(load_audio((noise + np.float32(0.001), RATE), RATE), noise + np.float32(0.001))
 
 
 @pytest.mark.parametrize("other", [-1.0, -0.97])

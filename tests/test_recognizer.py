@@ -17,7 +17,7 @@ from conftest import RATE, tiny_model, tiny_values, tone_word
 from lhotse import CutSet, Recording
 
 from speech_mtl import decode
-from speech_mtl.audio import Audio, AudioError, resample
+from speech_mtl.audio import Audio, AudioError
 from speech_mtl.calibration import Calibration
 from speech_mtl.checkpoint import CheckpointError, save_model
 from speech_mtl.config import parse_config
@@ -29,6 +29,7 @@ from speech_mtl.formats import FORMATS, format_result, who
 from speech_mtl.listening import Hearing
 from speech_mtl.naming import voices_of
 from speech_mtl.recognizer import Recognizer, asr_of
+from speech_mtl.resampling import resample
 from speech_mtl.results import Label, Result, Segment, Word
 from speech_mtl.speakers import Enrolled, SpeakerDatabaseError, normalized
 from speech_mtl.windows import Stitch
@@ -380,12 +381,12 @@ def test_the_file_and_its_samples_give_the_same(recognizer: Recognizer, tmp_path
     assert from_file.segments == from_samples.segments and from_file.audio.endswith("a.wav")
 
 
-@pytest.mark.parametrize(("rate", "channels"), [(8000, 1), (44100, 2)])
+@pytest.mark.parametrize(("rate", "channels", "offset"), [(8000, 1, 0.0), (16000, 1, 0.05), (44100, 2, 0.0)])
 def test_a_file_gives_what_evaluating_it_gives(
-    recognizer: Recognizer, tmp_path: Path, rate: int, channels: int
+    recognizer: Recognizer, tmp_path: Path, rate: int, channels: int, offset: float
 ) -> None:
     """Training and evaluation read audio through lhotse; use must hear the same."""
-    samples = np.repeat(resample(speech(3.0), RATE, rate)[:, None], channels, axis=1)
+    samples = np.repeat(resample(speech(3.0), RATE, rate)[:, None], channels, axis=1) + offset
     soundfile.write(tmp_path / "a.wav", samples, rate)
     cuts = [Recording.from_file(tmp_path / "a.wav").to_cut().with_id(f"cut-{i}") for i in range(6)]
     CutSet.from_cuts(cuts).to_file(tmp_path / "cuts.jsonl")
