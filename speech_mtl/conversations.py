@@ -110,6 +110,7 @@ def score(result: Result, cut: Cut, recognizer: Recognizer) -> Row:
     truth = sorted(cut.supervisions, key=lambda s: s.start)
     reference = [(s.speaker or "", normalize(s.text or "", config), s.start, s.end) for s in truth]
     hypothesis = [(s.speaker or UNKNOWN, s.text, s.start_s, s.end_s) for s in result.segments]
+    words = [(s.speaker or UNKNOWN, w.text, w.start_s, w.end_s) for s in result.segments for w in s.words]
     names = set(recognizer.database.names())
     said = _said_by(result, truth)
     strangers = {pair: count for pair, count in said.items() if pair[0] not in names}
@@ -118,8 +119,8 @@ def score(result: Result, cut: Cut, recognizer: Recognizer) -> Row:
         "speakers": len({speaker for speaker, *_ in reference}),
         "voices": len({speaker for speaker, *_ in hypothesis}),
         "errors": word_errors(" ".join(text for _, text, *_ in reference), result.text),
-        "cp": speaker_word_errors(reference, hypothesis),
-        "tcp": speaker_word_errors(reference, hypothesis, TCP_COLLAR_S),
+        "cp": speaker_word_errors(reference, words),
+        "tcp": speaker_word_errors(reference, words, TCP_COLLAR_S),
         "der": diarization_errors(reference, hypothesis, result.duration_s),
         "named": _under_the_right_name(said, names), "words": said.total(), "enrolled": len(names),
         "strangers": {

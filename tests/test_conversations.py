@@ -166,13 +166,16 @@ def test_strangers_and_enrolled_voices_are_counted_apart() -> None:
     assert _under_the_right_name(said, set()) == 5 + 3 + 4  # 'unknown 1' is cid
 
 
-def scored(words: list[tuple[str, float, float, str | None]]) -> dict:
-    """The row of a transcript; ann and bob, who begins before she is done, are enrolled, cid is not."""
+def scored(words: list[tuple[str, float, float, str | None]], together: bool = False) -> dict:
+    """The row of a transcript, each word a segment of its own or all of them one; ann and bob, who begins before she is done, are enrolled, cid is not."""
     said = [("ann", "One two", 0.0, 2.0), ("bob", "uh", 1.0, 1.6), ("bob", "three", 3.0, 4.0),
             ("cid", "four five", 5.0, 7.0)]  # fmt: skip
     cut = Recording("talk", [], RATE, 9 * RATE, 9.0).to_cut()
     cut.supervisions = [SupervisionSegment(t, "talk", a, b - a, text=t, speaker=name) for name, t, a, b in said]
     segments = [Segment(a, b, t, [Word(t, a, b, 1.0, name)], name, None, None, {}) for t, a, b, name in words]
+    if together:
+        text, all_words = " ".join(s.text for s in segments), [word for s in segments for word in s.words]
+        segments = [Segment(words[0][1], words[-1][2], text, all_words, words[0][3], None, None, {})]
     config = parse_config(tiny_values({"train": "", "dev": ""}), "test")
     recognizer = SimpleNamespace(
         model=SimpleNamespace(config=config), database=SimpleNamespace(names=lambda: ["ann", "bob"])
@@ -201,6 +204,8 @@ def test_a_conversation_scored_by_hand() -> None:
     assert [wrong["errors"][name] for name in ("words", "substitutions", "deletions", "insertions")] == [6, 1, 0, 2]
     # two is er for ann, bob has four too many, cid lacks it, and two voices of a word each are nobody's
     assert wrong["cp"] == wrong["tcp"] == {"errors": 5, "words": 6}
+    paused = scored([("one", 0.2, 0.6, "ann"), ("two", 0.7, 1.0, "ann"), ("er", 29.0, 29.4, "ann")], together=True)
+    assert paused["cp"] == paused["tcp"] == {"errors": 5, "words": 6}  # words stand where they were heard
     for start_s, errors in ((4.0, 4), (8.0, 6)):  # what is more than 5 s late are two wrong words of cid
         late = scored([("one two", start_s, start_s + 0.9, "ann")])
         assert (late["cp"]["errors"], late["tcp"]["errors"]) == (4, errors)
