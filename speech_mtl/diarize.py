@@ -45,12 +45,12 @@ START_COSINE, START_PHRASES = 0.3, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
 WITHIN = 0.0075
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1; measured on development conversations."""
-OWN = 0.82
+MICROPHONE, OWN = 1.1, 0.92
 """What all voices of a recording have in common is the microphone: of the mean of K voices the share s / (1 + s) is
-taken off, s = K - 0.82, since the mean of one voice is nearly all its own. Voices heard unequally count as K = 1 / sum
-of their squared shares of the speech, as whose mean theirs varies. The more is taken off, the nearer to the prior's
-mean a voice lies, and the less another one costs there: with 0.57 for all K, three minutes of one speaker were two to
-five voices in 15 of 20 recordings; with the number itself for K, those of who talks most of the time."""
+taken off, s = 1.1 (K - 0.92), since the mean of one voice is nearly all its own. Voices heard unequally count as K = 1
+/ sum of their squared shares of the speech, as whose mean theirs varies. The more is taken off, the nearer to the
+prior's mean a voice lies, and the less another one costs there: with 0.57 for all K, three minutes of one speaker were
+two to five voices in 15 of 20 recordings; with the number itself for K, those of who talks most of the time."""
 NUMBERS = 6
 """K is 1 at first, then that of the voices found, until as many are found again, so often at most."""
 FIT, SPREAD, MUCH = 0.29, 2.0, (60.0, 90.0)
@@ -170,7 +170,7 @@ def find_voices(phrases: Sequence[Phrase], population: Population, count: int | 
     """The pieces' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES."""
     number = K = count or 1
     for _ in range(NUMBERS):
-        found = _told_apart(phrases, population, (K - OWN) / (1 + K - OWN), count)
+        found = _told_apart(phrases, population, 1 - 1 / (1 + MICROPHONE * (K - OWN)), count)
         if count is not None or len(found.seconds) == number:
             break
         number, K = len(found.seconds), found.seconds.sum() ** 2 / (found.seconds**2).sum()

@@ -167,7 +167,10 @@ def test_strangers_and_enrolled_voices_are_counted_apart() -> None:
 
 
 def scored(words: list[tuple[str, float, float, str | None]], together: bool = False) -> dict:
-    """The row of a transcript, each word a segment of its own or all of them one; ann and bob, who begins before she is done, are enrolled, cid is not."""
+    """The row of a transcript, each word a segment of its own or all of them one.
+
+    Ann and bob, who begins before she is done, are enrolled, cid is not.
+    """
     said = [("ann", "One two", 0.0, 2.0), ("bob", "uh", 1.0, 1.6), ("bob", "three", 3.0, 4.0),
             ("cid", "four five", 5.0, 7.0)]  # fmt: skip
     cut = Recording("talk", [], RATE, 9 * RATE, 9.0).to_cut()
