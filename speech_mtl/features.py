@@ -20,9 +20,8 @@ from speech_mtl.torchaudio_pair import torchaudio
 LOG_FLOOR = 2.0**-24
 MOST_MASKED = 0.2
 """Of an utterance's frames, by one time mask."""
-EMPTY, REACH_BINS = 0.1, 4.0
-"""A bin is empty whose mean height above the floor is less than this share of all bins' mean. The uppermost is so in no
-utterance of AN4's training data, in 1 of 200 of speechocean762's and 1 of 400 of the synthetic ones."""
+EMPTY, USUAL, REACH_BINS = 0.1, 0.5, 4.0
+"""A bin is empty whose mean height above the floor is below a tenth of all bins' mean, but in training half or more."""
 CHANNEL_HZ, CHANNEL_STEP_DB = (0, 150, 400, 1000, 2500, 5000, 8000), 2.5
 """Of drawn microphones and rooms: where their gain is drawn, and the deviation of its steps from one to the next."""
 
@@ -48,16 +47,18 @@ def mel_filters(n_fft: int, n_mels: int, sample_rate: int, f_max_hz: float) -> T
     return (triangles_KF.clamp(min=0) * (2 / (high_F - low_F))).float()
 
 
-def above_the_band(mel_BTF: Tensor, lengths_B: Tensor) -> Tensor:
+def above_the_band(mel_BTF: Tensor, lengths_B: Tensor, usual_F: Tensor) -> Tensor:
     """Boolean (B, 1, F): the uppermost bins of log_mel with next to nothing in them, as of telephones and many an mp3.
 
-    Of the bundled model's training data FSDD alone is like that, at 8 kHz: a recording with three of 80 bins empty
-    sounded like FSDD's speakers to it, and all its voices alike.
+    `usual_F` is log_mel's mean over the training data; what was rather empty there, too, is left. Of the bundled
+    model's FSDD alone is like that, at 8 kHz: a recording with three of 80 bins empty sounded like FSDD's speakers to
+    it, and all its voices alike.
     """
     mask_BT1 = frame_mask(lengths_B, mel_BTF.size(1))[..., None]
     height_B1F = ((mel_BTF - math.log(LOG_FLOOR)) * mask_BT1).sum(1, keepdim=True)
-    is_heard_B1F = (height_B1F >= EMPTY * height_B1F.mean(-1, keepdim=True)).to(mel_BTF)
-    return is_heard_B1F.flip(-1).cumsum(-1).flip(-1) == 0
+    usual_F = usual_F - math.log(LOG_FLOOR)
+    is_heard_B1F = (height_B1F >= EMPTY * height_B1F.mean(-1, keepdim=True)) | (usual_F < USUAL * usual_F.mean())
+    return is_heard_B1F.to(mel_BTF).flip(-1).cumsum(-1).flip(-1) == 0
 
 
 def from_below(mel_BTF: Tensor, empty_B1F: Tensor) -> Tensor:
@@ -103,7 +104,7 @@ class LogMel(nn.Module):
             centred_BTF = (mel_BTF - mean_B1F) * mask_BT1
             std_B1F = (centred_BTF.square().sum(1, keepdim=True) / (count_B11 - 1)).sqrt()
             return centred_BTF / (std_B1F + 1e-5), lengths_B
-        empty_B1F = above_the_band(mel_BTF, lengths_B)
+        empty_B1F = above_the_band(mel_BTF, lengths_B, self.mean_F)
         mel_BTF = (mel_BTF - self.mean_F) / self.scale_F
         return torch.where(empty_B1F, from_below(mel_BTF, empty_B1F), mel_BTF) * mask_BT1, lengths_B
 

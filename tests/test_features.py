@@ -74,6 +74,9 @@ def test_bins_above_a_recordings_band_hear_what_is_below() -> None:
     torch.testing.assert_close(mel_BTF[1, :75, n_heard:], below_BT1.expand(75, 80 - n_heard))
     alone_BTF, _ = features(audio_BN[1:2, :12000], samples_B[1:2])
     torch.testing.assert_close(mel_BTF[1:2, :75], alone_BTF, atol=1e-5, rtol=0)
+    features.measure([log_mel_BTF[1, :75]])  # training data that end there, too
+    usual_BTF, _ = features(audio_BN, samples_B)
+    assert torch.equal(usual_BTF[1, :75], (log_mel_BTF[1, :75] - features.mean_F) / features.scale_F)
 
 
 def test_level_shifts_every_bin_alike() -> None:
