@@ -35,8 +35,6 @@ FLOOR_DB = -72.0
 QUIET_DB = 30.0
 """What is so far below an utterance's loudest moment, at its edges, is silence."""
 MIN_PAUSE_S = 0.1
-BACKCHANNEL_S = 1.5
-"""Utterances up to this long serve as short replies."""
 OVERLAP_MAX_S = 1.0
 EDGE_S, FADE_S = 0.25, 0.05
 """Recorded silence that is kept on either side of the speech, and how much of that is faded."""
@@ -69,12 +67,12 @@ class Voice:
     response: np.ndarray | None
     left: list[Cut] = field(default_factory=list)
 
-    def next_cut(self, rng: Random, max_s: float | None = None) -> Cut:
-        """Another utterance, each once before any is heard again; the shortest left where none is short enough."""
+    def next_cut(self, rng: Random, is_reply: bool) -> Cut:
+        """Another utterance, each once before any is heard again; of a reply the shortest left."""
         if not self.left:
             self.left = rng.sample(self.cuts, len(self.cuts))
         place = len(self.left) - 1
-        if max_s is not None:
+        if is_reply:
             place = min(range(len(self.left)), key=lambda i: self.left[i].duration)
         return self.left.pop(place)
 
@@ -173,7 +171,7 @@ def _turns(
         speaker = rng.choice([voice for voice in voices if voice is not speaker or len(voices) == 1])
         is_reply = rng.random() < backchannels
         for number in range(1 if is_reply else rng.choice([1, 1, 2, 3])):
-            utterance = _utterance(speaker, speaker.next_cut(rng, BACKCHANNEL_S if is_reply else None))
+            utterance = _utterance(speaker, speaker.next_cut(rng, is_reply))
             gap_s = MIN_PAUSE_S + (rng.expovariate(1 / pause_s) if pause_s else 0.0)
             if number == 0 and rng.random() < overlap:
                 gap_s = -rng.uniform(0, min(OVERLAP_MAX_S, 0.5 * utterance.duration_s))
