@@ -24,6 +24,7 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from data_prep.common import LeftOut, Prepared, PrepareError, check_counts, progress, to_cuts
+from data_prep.rooms import impulse_response
 from speech_mtl.audio import reason_of
 from speech_mtl.data import DataError, Manifest
 
@@ -153,12 +154,7 @@ def _by_speaker(cuts: Iterable[Cut], left_out: list[LeftOut]) -> dict[str, list[
 
 
 def _voice(name: str, cuts: list[Cut], room: float, rng: Random) -> Voice:
-    response = None
-    if room:
-        from lhotse.augmentation.utils import FastRandomRIRGenerator
-
-        seeds = {"room_seed": rng.getrandbits(31), "source_seed": rng.getrandbits(31)}
-        response = FastRandomRIRGenerator(SAMPLE_RATE, max_T60=max(room, 0.11), **seeds)(nsource=1)[0]
+    response = impulse_response(rng, room) if room else None
     return Voice(name, cuts, rng.uniform(-DISTANCE_DB, DISTANCE_DB), response)
 
 
@@ -190,7 +186,7 @@ def _utterance(voice: Voice, cut: Cut) -> Utterance:
         from scipy.signal import fftconvolve
 
         # from the direct sound on, as loud as without the room: the truth's times and the voices' distances stay
-        heard = fftconvolve(samples, voice.response[np.abs(voice.response).argmax() :])[: len(samples)]
+        heard = fftconvolve(samples, voice.response)[: len(samples)]
         samples = (heard * (_rms(samples) / _rms(heard))).astype(np.float32)
     samples *= 10 ** (voice.gain_db / 20)
     fade = np.minimum(1, np.arange(len(samples)) / (FADE_S * SAMPLE_RATE))

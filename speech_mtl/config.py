@@ -188,9 +188,12 @@ class AugmentConfig(Section):
     gain_db: float = Field(6.0, ge=0)
     """Level drawn from ± this many dB."""
     noise: str | None = None
-    """A CutSet manifest of noises to mix in."""
+    """A CutSet manifest of noises to mix in, such as `speech-mtl prepare noises` writes."""
     noise_prob: float = Field(0.3, ge=0, le=1)
     noise_snr_db: tuple[float, float] = (10.0, 25.0)
+    rooms: str | None = None
+    """A CutSet manifest of rooms' impulse responses to hear utterances in, as `speech-mtl prepare rooms` makes."""
+    room_prob: float = Field(0.3, ge=0, le=1)
     time_masks: int = Field(2, ge=0)
     time_mask_frames: int = Field(20, ge=0)
     """Longest time mask, in mel frames; at most 20 % of an utterance."""
@@ -200,11 +203,10 @@ class AugmentConfig(Section):
     """Share of the training utterances that are strung together with others of the same speaker."""
     concat_max_s: float = Field(8.0, gt=0)
     company_prob: float = Field(0.0, ge=0, le=1)
-    """Share of the training batches whose utterances follow one another in one recording, as turns of a conversation
-    do: the encoder hears them in a drawn order, as far as `encoder.reach_s`, and every task learns from its own
-    utterance's frames. Without it a voice is known when it is heard alone, and less so after another's."""
+    """Share of the training batches whose utterances follow one another as turns of a conversation: the encoder hears
+    them in a drawn order, as far as `encoder.reach_s`. Without it voices are known less well after another's."""
     start_epoch: int = Field(0, ge=0)
-    """Speed, noise, masks and company are switched on from this epoch: CTC leaves its blank plateau sooner without."""
+    """Speed, rooms, noise, masks and company begin in this epoch: CTC leaves its blank plateau sooner without."""
 
 
 class TrainConfig(Section):
@@ -245,9 +247,9 @@ class TrunkConfig(Section):
     """It stays as it is, to the last bit: features, encoder, and the asr task with its own blocks. Only the other tasks
     train, their heads from a new start."""
     cache: str = ""
-    """With frozen: a folder where the trunk's frames of every utterance are kept (float32), so that training reads them
-    instead of running the encoder at every step. One folder serves any number of models and manifests. Changes to the
-    sound, and masks, are then impossible. Empty: nothing is kept."""
+    """With frozen: a folder where the trunk's frames of every utterance are kept (float32) and read in training in
+    place of running the encoder. It serves any number of models and manifests. The sound cannot be changed then, nor
+    masked. Empty: nothing is kept."""
     lr_decay: float = Field(1.0, gt=0, le=1)
     """Not frozen: the encoder's topmost block learns at train.lr · lr_decay, the next at train.lr · lr_decay², ..., the
     subsampling last; tasks' own blocks by their place too, heads at train.lr."""
@@ -341,7 +343,7 @@ class Config(Section):
 
     def _changes_of_sound(self) -> dict[str, Any]:
         """The settings by which training hears an utterance otherwise than it was recorded."""
-        keys = ("gain_db", "noise", "time_masks", "freq_masks", "concat_prob", "company_prob")
+        keys = ("gain_db", "noise", "rooms", "time_masks", "freq_masks", "concat_prob", "company_prob")
         values = {f"augment.{key}": getattr(self.augment, key) for key in keys}
         values["augment.speeds"] = self.augment.speeds if self.augment.speeds != [1] else None
         values["data.match_lengths"] = self.data.match_lengths

@@ -38,8 +38,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from speech_mtl.audio import offset_of, reason_of
-from speech_mtl.config import AugmentConfig, Config, DataConfig
-from speech_mtl.cuts import MatchedLengths, StrungTogether, labels_at_speed, seeded
+from speech_mtl.augment import Augmentation
+from speech_mtl.config import Config, DataConfig
+from speech_mtl.cuts import MatchedLengths, StrungTogether, seeded
 from speech_mtl.tasks import Frames, label_of
 
 KINDS = "a lhotse cut on every line of a .jsonl or .jsonl.gz file"
@@ -181,12 +182,14 @@ class SpeechDataset(Dataset):
 
     def __init__(self, config: Config, augment: bool = False):
         self.sample_rate, self.seed = config.features.sample_rate, config.train.seed
-        self.augment = config.augment if augment else None
         # fewer samples than a hop give no frame; those of training are long enough, and at a higher speed shorter
         least_samples = 0.0 if augment else config.data.min_utterance_s * self.sample_rate
         self.least_samples = max(least_samples, config.features.hop_samples)
-        # read before the first batch, so that a wrong path is not taken for an utterance that cannot be read
-        self.noises = list(Manifest(config.augment.noise)) if augment and config.augment.noise else []
+        self.augmentation = None
+        if augment:  # read before the first batch, so that a wrong path is not taken for an unreadable utterance
+            files = (config.augment.noise, config.augment.rooms)
+            noises, rooms = (list(Manifest(file)) if file else [] for file in files)
+            self.augmentation = Augmentation(config.augment, self.sample_rate, noises, rooms)
 
     def __getitem__(self, item: tuple[int, Iterable[Cut]]) -> Batch:
         epoch, cuts = item
@@ -202,23 +205,16 @@ class SpeechDataset(Dataset):
             kept.append(cut)
         samples = torch.tensor([len(audio) for audio in audios], dtype=torch.long)
         padded = torch.nn.utils.rnn.pad_sequence(audios, batch_first=True) if audios else torch.zeros(0, 0)
-        if self.augment is None:
+        if self.augmentation is None:
             # to half seconds: the CPU's kernels are made, and kept, for every new length, which looks like a leak
             padded = torch.nn.functional.pad(padded, (0, -padded.size(1) % (self.sample_rate // 2)))
         return Batch(padded, samples, kept, failed)
 
     def _utterance(self, cut: Cut, epoch: int, rng: random.Random) -> tuple[np.ndarray, Cut]:
-        if self.augment is None:
+        if self.augmentation is None:
             return self._load(cut), cut
-        config, labels = self.augment, cut
-        if epoch >= config.start_epoch:
-            factor = rng.choice(config.speeds)
-            if factor != 1:
-                cut, labels = cut.perturb_speed(factor), labels_at_speed(cut, factor)
-            if self.noises and rng.random() < config.noise_prob:
-                cut = self._mix_noise(cut, config, rng)
-        gain = 10 ** (rng.uniform(-config.gain_db, config.gain_db) / 20)
-        return np.clip(self._load(cut) * np.float32(gain), -1, 1), labels
+        heard, labelled = self.augmentation.cut(cut, epoch, rng)
+        return self.augmentation.sound(self._load(heard), epoch, rng), labelled
 
     def _load(self, cut: Cut) -> np.ndarray:
         audio = cut.resample(self.sample_rate).load_audio().mean(axis=0, dtype=np.float32)
@@ -228,12 +224,6 @@ class SpeechDataset(Dataset):
             least_s = self.least_samples / self.sample_rate
             raise DataError(f"{len(audio) / self.sample_rate:.3f} s, shorter than {least_s:g} s")
         return audio - offset_of(audio)
-
-    def _mix_noise(self, cut: Cut, config: AugmentConfig, rng: random.Random) -> Cut:
-        noise = rng.choice(self.noises).resample(cut.sampling_rate)
-        if noise.duration > cut.duration:
-            noise = noise.truncate(offset=rng.uniform(0, noise.duration - cut.duration), duration=cut.duration)
-        return cut.mix(noise, snr=rng.uniform(*config.noise_snr_db)).truncate(duration=cut.duration)
 
 
 def _source(cut: Cut) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from conftest import RATE, make_corpus, tiny_values
 from lhotse import CutSet, Recording
 from lhotse.cut import MixedCut
@@ -162,6 +163,39 @@ def test_noise_is_mixed_at_its_ratio(corpus: dict[str, str], tmp_path: Path) -> 
     assert clean.audio_BN.size(1) % (RATE // 2) == 0  # what is not augmented is padded to half seconds
     power = clean.audio_BN.square().sum(1) / (mixed.audio_BN - clean.audio_BN[:, :size]).square().sum(1)
     assert (10 * power.log10() - 10).abs().max() < 1.0
+
+
+def test_noise_shorter_than_the_utterance_is_heard_to_its_end(corpus: dict[str, str], tmp_path: Path) -> None:
+    soundfile.write(tmp_path / "noise.wav", 0.1 * np.random.default_rng(0).standard_normal(RATE // 20), RATE)
+    CutSet.from_cuts([Recording.from_file(tmp_path / "noise.wav").to_cut()]).to_file(tmp_path / "noise.jsonl.gz")
+    noisy = {"noise": str(tmp_path / "noise.jsonl.gz"), "noise_prob": 1.0, "noise_snr_db": (10.0, 10.0), "gain_db": 0.0}
+    cuts, values = list(read_cuts([corpus["dev"]]))[:3], tiny_values(corpus)
+    clean = SpeechDataset(parse_config(values, "clean"))[0, cuts]
+    mixed = SpeechDataset(parse_config(values | {"augment": noisy}, "noisy"), augment=True)[0, cuts]
+    for before_N, after_N, samples in zip(clean.audio_BN, mixed.audio_BN, mixed.samples_B.tolist(), strict=True):
+        noise_N = (after_N[:samples] - before_N[:samples]).abs()
+        assert samples > 0.25 * RATE and noise_N[-RATE // 20 :].mean() > 0.8 * noise_N[: RATE // 20].mean() > 0
+
+
+def test_a_room_rings_on_and_keeps_level_and_length(corpus: dict[str, str], tmp_path: Path) -> None:
+    """An echo at half a second is heard in the utterance's own end, strung together with others or not."""
+    echo = np.zeros(RATE // 10)
+    echo[0], echo[-1] = 0.9, 0.45
+    soundfile.write(tmp_path / "echo.wav", echo, RATE)
+    CutSet.from_cuts([Recording.from_file(tmp_path / "echo.wav").to_cut()]).to_file(tmp_path / "rooms.jsonl.gz")
+    cuts, values = list(read_cuts([corpus["dev"]]))[:6], tiny_values(corpus)
+    cuts[0] = cuts[0].append(cuts[0]).with_id("twice")
+    room = {"rooms": str(tmp_path / "rooms.jsonl.gz"), "room_prob": 1.0, "gain_db": 0.0}
+    with pytest.raises(DataError, match="nope.jsonl.gz does not exist"):
+        SpeechDataset(parse_config(values | {"augment": room | {"rooms": "nope.jsonl.gz"}}, "gone"), augment=True)
+    dry = SpeechDataset(parse_config(values, "dry"))[0, cuts]
+    heard = SpeechDataset(parse_config(values | {"augment": room}, "room"), augment=True)[0, cuts]
+    assert heard.samples_B.tolist() == dry.samples_B.tolist() and not heard.failed
+    for dry_N, heard_N, samples in zip(dry.audio_BN, heard.audio_BN, heard.samples_B.tolist(), strict=True):
+        expected_N = dry_N[:samples].clone()
+        expected_N[len(echo) - 1 :] += 0.5 * dry_N[: samples - len(echo) + 1]
+        expected_N *= (dry_N.square().sum() / expected_N.square().sum()).sqrt()
+        assert torch.allclose(heard_N[:samples], expected_N, atol=1e-4)
 
 
 def test_strung_together_utterances_keep_speaker_and_texts(corpus: dict[str, str]) -> None:

@@ -14,6 +14,7 @@ import threading
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from random import Random
 
 import lhotse
 import numpy as np
@@ -367,7 +368,7 @@ def test_no_source_is_replaced_by_what_is_made_of_it(tmp_path: Path) -> None:
 # ---------------------------------------------------------------- errors and files
 
 
-@pytest.mark.parametrize("corpus", [name for name in data_prep.CORPORA if name != "synthetic"])
+@pytest.mark.parametrize("corpus", [name for name in data_prep.CORPORA if name not in ("synthetic", "rooms")])
 def test_an_unusable_source_is_named(tmp_path: Path, corpus: str) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -642,10 +643,61 @@ def test_prepare_downloads(
 
 
 def test_every_public_address_is_well_formed() -> None:
-    for corpus in ("fsdd", "an4", "speechocean762", "librispeech", "kokoro"):
+    for corpus in ("fsdd", "an4", "speechocean762", "librispeech", "kokoro", "noises"):
         for archive in data_prep.load(corpus).archives():
             assert archive.url.startswith(("http://", "https://"))
             assert archive.name.endswith((".zip", ".tar.gz") if archive.unpack else (".onnx", ".bin"))
+
+
+def test_noises_split_by_fold_and_lose_their_silence(tmp_path: Path) -> None:
+    root, generator = tmp_path / "ESC-10-master", np.random.default_rng(0)
+    for fold, folder, seconds in (("1", "002 - Rain", 2.0), ("2", "002 - Rain", 1.0), ("3", "005 - Clock tick", 0.6)):
+        (root / folder).mkdir(parents=True, exist_ok=True)
+        sound = np.zeros((5 * 44100, 2))
+        sound[44100 : 44100 + round(seconds * 44100)] = 0.1 * generator.standard_normal((round(seconds * 44100), 2))
+        soundfile.write(root / folder / f"{fold}-17-A.ogg", sound, 44100)
+    soundfile.write(root / "002 - Rain" / "4-18-B.ogg", np.zeros(44100), 44100)
+    splits, left_out = read(data_prep.prepare("noises", root, tmp_path / "out", devices=5))
+    recorded = {name: [cut for cut in cuts if "device" not in cut.id] for name, cuts in splits.items()}
+    assert {name: [cut.id for cut in cuts] for name, cuts in recorded.items()} == {
+        "train": ["noise-1-17-A"], "dev": ["noise-3-17-A"], "test": ["noise-2-17-A"],
+    }  # fmt: skip
+    assert [cut.supervisions[0].custom["category"] for cuts in recorded.values() for cut in cuts].count("rain") == 2
+    for name, seconds in (("train", 2.0), ("test", 1.0), ("dev", 0.6)):
+        (cut,) = recorded[name]
+        assert abs(cut.duration - seconds) < 0.05 and cut.sampling_rate == 16000
+        assert cut.supervisions[0].text is None and cut.supervisions[0].speaker is None
+    assert left_out == {"002 - Rain/4-18-B.ogg": "less than 0.5 s of 1.0 s are no digital silence"}
+    assert {name: len(list(cuts)) - 1 for name, cuts in splits.items()} == {"train": 3, "dev": 1, "test": 1}
+
+
+def test_rooms_follow_from_the_seed_and_begin_with_the_direct_sound(tmp_path: Path) -> None:
+    found = [read(data_prep.prepare("rooms", None, tmp_path / str(i), rooms=6, seed=i // 2))[0] for i in range(3)]
+    assert {name: ids(cuts) for name, cuts in found[2].items()} == {
+        "train": ["room-1-000", "room-1-001", "room-1-002", "room-1-005"], "dev": ["room-1-003"],
+        "test": ["room-1-004"],
+    }  # fmt: skip
+    sounds = [[cut.load_audio()[0] for cuts in splits.values() for cut in cuts] for splits in found]
+    assert all(np.array_equal(one, other) for one, other in zip(*sounds[:2], strict=True))
+    for sound in sounds[2] + sounds[1]:
+        assert (
+            np.abs(sound).argmax() == 0 and 0.1 * 16000 <= len(sound) + 16000 * 12 / 340 and len(sound) <= 0.8 * 16000
+        )
+    assert len({len(sound) for sound in sounds[1]}) == 6
+
+
+def test_noises_of_devices_are_stationary_and_fall_with_frequency(tmp_path: Path) -> None:
+    from data_prep.noises import device_noise
+
+    noises = [device_noise(Random(str(number))) for number in range(20)]
+    falls_db = []
+    for noise in noises:
+        levels_db = 20 * np.log10(np.sqrt(np.mean(noise.reshape(10, -1) ** 2, axis=1)))
+        assert len(noise) == 160_000 and np.abs(levels_db + 30).max() < 2
+        power_K = np.abs(np.fft.rfft(noise)) ** 2
+        falls_db.append(10 * np.log10(power_K[5_000:10_000].mean() / power_K[40_000:80_000].mean()))
+    assert np.median(falls_db) > 5 and np.ptp(falls_db) > 10  # 0.5-1 kHz against 4-8 kHz
+    assert np.array_equal(device_noise(Random("3")), noises[3])
 
 
 def test_speechocean762_holds_every_fourth_speaker_out(tmp_path: Path) -> None:

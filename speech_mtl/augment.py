@@ -1,0 +1,54 @@
+"""An utterance as training hears it: at another speed and level, amid noise, in a room.
+
+What is drawn follows from the generator that is given. Masks of the features are drawn later, see features.SpecAugment.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from lhotse.augmentation import ReverbWithImpulseResponse
+from lhotse.cut import Cut, append_cuts
+
+from speech_mtl.config import AugmentConfig
+from speech_mtl.cuts import labels_at_speed
+
+
+class Augmentation:
+    """What config.augment says, with the cuts of its noises and rooms."""
+
+    def __init__(self, config: AugmentConfig, sample_rate: int, noises: Sequence[Cut], rooms: Sequence[Cut]):
+        self.config, self.sample_rate, self.noises, self.rooms = config, sample_rate, noises, rooms
+
+    def cut(self, cut: Cut, epoch: int, rng: random.Random) -> tuple[Cut, Cut]:
+        """(the cut to be heard, the cut whose labels it has)."""
+        config, labels = self.config, cut
+        if epoch >= config.start_epoch:
+            factor = rng.choice(config.speeds)
+            if factor != 1:
+                cut, labels = cut.perturb_speed(factor), labels_at_speed(cut, factor)
+            if self.noises and rng.random() < config.noise_prob:
+                cut = self._amid_noise(cut, rng)
+        return cut, labels
+
+    def sound(self, audio: np.ndarray, epoch: int, rng: random.Random) -> np.ndarray:
+        """The cut's samples (N,) float32 in a room, noise and all, at another level.
+
+        A cut cannot be given a room before: lhotse's mixed ones lose it when they are resampled.
+        """
+        if epoch >= self.config.start_epoch and self.rooms and rng.random() < self.config.room_prob:
+            room = rng.choice(self.rooms).resample(self.sample_rate)
+            audio = ReverbWithImpulseResponse(room)(audio[None], self.sample_rate)[0]
+        gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)
+        return np.clip(audio * np.float32(gain), -1, 1)
+
+    def _amid_noise(self, cut: Cut, rng: random.Random) -> Cut:
+        noise = rng.choice(self.noises).resample(cut.sampling_rate)
+        if noise.duration < cut.duration:
+            noise = append_cuts([noise] * math.ceil(cut.duration / noise.duration))
+        if noise.duration > cut.duration:
+            noise = noise.truncate(offset=rng.uniform(0, noise.duration - cut.duration), duration=cut.duration)
+        return cut.mix(noise, snr=rng.uniform(*self.config.noise_snr_db)).truncate(duration=cut.duration)
