@@ -15,6 +15,7 @@ from __future__ import annotations
 import mmap
 import os
 from bisect import bisect_left
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -301,11 +302,15 @@ def _vocabulary(path: Path) -> tuple[list[str], int]:
 
 
 def _arpa_start(path: Path, lines: Iterable[bytes]) -> int:
-    """The byte at which the line '\\data\\' begins, up to which the lines are read; remarks may come before it."""
+    """The byte at which the line '\\data\\' begins, up to which the lines are read.
+
+    Remarks may come before it, and a mark of UTF-8.
+    """
     place, first = 0, b""
     for line in lines:
-        if line.strip() == b"\\data\\":
-            return place
+        bare = line.removeprefix(BOM_UTF8)
+        if bare.strip() == b"\\data\\":
+            return place + len(line) - len(bare)
         place += len(line)
         first = first or line.strip()
     shown = first[:40].decode(errors="replace")

@@ -271,13 +271,15 @@ def test_the_entry_that_is_spelt_as_it_is_written_goes_before_others(tokenizer: 
 
 @needs_kenlm
 def test_remarks_before_an_arpa_file_change_nothing(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """The toolkits of the 1990s put the formulas of the probabilities there."""
+    """The toolkits of the 1990s put the formulas of the probabilities there; an editor may put a mark of UTF-8."""
     content = to_arpa(["ab", "ab ab c"], order=2)
     (tmp_path / "lm.arpa").write_text(content)
     (tmp_path / "old.arpa").write_text("####\nThis is a 2-gram model\n\n  \\data\\ begins it\n" + content)
-    plain, old = (LanguageModel(tmp_path / name, tokenizer) for name in ("lm.arpa", "old.arpa"))
-    assert old.words == plain.words
-    assert old.score(old.start(), "ab")[1] == plain.score(plain.start(), "ab")[1]
+    (tmp_path / "marked.arpa").write_text(content, encoding="utf-8-sig")
+    plain, *others = (LanguageModel(tmp_path / name, tokenizer) for name in ("lm.arpa", "old.arpa", "marked.arpa"))
+    for other in others:
+        assert other.words == plain.words
+        assert other.score(other.start(), "ab")[1] == plain.score(plain.start(), "ab")[1]
 
 
 @needs_kenlm
