@@ -43,7 +43,7 @@ SHORTEST_S = 0.42
 """Shorter phrases are assigned in the end, they do not found a voice."""
 START_COSINE, START_PHRASES = 0.3, 1000
 """The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
-WITHIN = 0.0075
+WITHIN = 0.0084
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1; measured on development conversations."""
 MICROPHONE, OWN = 1.1, 0.92
 """What all voices of a recording have in common is the microphone: of the mean of K voices the share s / (1 + s) is
