@@ -4,8 +4,8 @@ Takes ESC-10's root, or ESC-50's with its ``audio`` folder; returns the splits t
 test (2): the corpus has what comes from one recording in one fold. Each is written to the folder ``audio`` as 16 kHz
 FLAC, without the digital silence that fills it up to five seconds. Beside them stand `devices` made noises, a fifth of
 them in dev and in test each, since hardly a recording is without: the hiss of a microphone, fans and ventilation, which
-fall with frequency by a drawn slope, a third of them with a mains hum. Label: category. No text and no speaker: these
-manifests are for `augment.noise` and the noise of simulated conversations.
+fall with frequency by a drawn slope, a third of them with a mains hum. Label: category (ESC-50's by its number). No
+text and no speaker: these manifests are for `augment.noise` and the noise of simulated conversations.
 
 Source: https://github.com/karoldvl/ESC-10 (Piczak 2015), CC BY 3.0 and CC0, by recording.
 """
@@ -36,7 +36,9 @@ from data_prep.common import (
 from data_prep.download import Archive
 
 SAMPLE_RATE = 16000
-FILE_NAME = re.compile(r"(?P<fold>[1-5])-(?P<clip>[0-9]+)-(?P<take>[A-Z])(-[0-9]+)?\.(ogg|wav)", re.IGNORECASE)
+FILE_NAME = re.compile(
+    r"(?P<fold>[1-5])-(?P<clip>[0-9]+)-(?P<take>[A-Z])(-(?P<kind>[0-9]+))?\.(ogg|wav)", re.IGNORECASE
+)
 SPLIT_OF_FOLD = {"1": "train", "2": "test", "3": "dev", "4": "train", "5": "train"}
 LEAST_S = 0.5
 """What is left of a recording without its digital silence, at least."""
@@ -59,7 +61,8 @@ def prepare(source: Path, *, audio: Path, devices: int = 60, seed: int = 0) -> P
     left_out = []
     for path, name in progress(_recordings(source), "noises"):
         try:
-            cut = _recorded(path, audio / f"{name['fold']}-{name['clip']}-{name['take'].upper()}.flac")
+            copy = audio / f"{name['fold']}-{name['clip']}-{name['take'].upper()}.flac"
+            cut = _recorded(path, copy, name["kind"] or re.sub(r"^[0-9]+ - ", "", path.parent.name).lower())
         except Unusable as unusable:
             left_out.append(LeftOut(str(path.relative_to(source)), str(unusable)))
         else:
@@ -99,7 +102,7 @@ def _recordings(source: Path) -> list[tuple[Path, re.Match[str]]]:
     raise PrepareError(f"source {source}: no recordings of ESC-10; expected files such as 1-17367-A.ogg in it")
 
 
-def _recorded(path: Path, copy: Path) -> MonoCut:
+def _recorded(path: Path, copy: Path, category: str) -> MonoCut:
     recording = open_recording(path, path.stem)
     samples_NC, rate = soundfile.read(path, dtype="float32", always_2d=True)
     samples = soxr.resample(samples_NC.mean(axis=1), rate, SAMPLE_RATE)
@@ -108,7 +111,7 @@ def _recorded(path: Path, copy: Path) -> MonoCut:
     if len(samples) < LEAST_S * SAMPLE_RATE:
         raise Unusable(f"less than {LEAST_S:g} s of {recording.duration:.1f} s are no digital silence")
     write_flac(copy, samples, SAMPLE_RATE)
-    return _cut(copy, re.sub(r"^[0-9]+ - ", "", path.parent.name).lower() or "noise")
+    return _cut(copy, category)
 
 
 def _cut(path: Path, category: str) -> MonoCut:

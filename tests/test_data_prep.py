@@ -657,18 +657,21 @@ def test_noises_split_by_fold_and_lose_their_silence(tmp_path: Path) -> None:
         sound[44100 : 44100 + round(seconds * 44100)] = 0.1 * generator.standard_normal((round(seconds * 44100), 2))
         soundfile.write(root / folder / f"{fold}-17-A.ogg", sound, 44100)
     soundfile.write(root / "002 - Rain" / "4-18-B.ogg", np.zeros(44100), 44100)
+    (root / "audio").mkdir()
+    soundfile.write(root / "audio" / "5-19-A-41.wav", 0.1 * generator.standard_normal(44100), 44100)
     splits, left_out = read(data_prep.prepare("noises", root, tmp_path / "out", devices=5))
     recorded = {name: [cut for cut in cuts if "device" not in cut.id] for name, cuts in splits.items()}
     assert {name: [cut.id for cut in cuts] for name, cuts in recorded.items()} == {
-        "train": ["noise-1-17-A"], "dev": ["noise-3-17-A"], "test": ["noise-2-17-A"],
+        "train": ["noise-1-17-A", "noise-5-19-A"], "dev": ["noise-3-17-A"], "test": ["noise-2-17-A"],
     }  # fmt: skip
-    assert [cut.supervisions[0].custom["category"] for cuts in recorded.values() for cut in cuts].count("rain") == 2
+    categories = {cut.id: cut.supervisions[0].custom["category"] for cuts in recorded.values() for cut in cuts}
+    assert categories["noise-1-17-A"] == "rain" and categories["noise-5-19-A"] == "41"
     for name, seconds in (("train", 2.0), ("test", 1.0), ("dev", 0.6)):
-        (cut,) = recorded[name]
+        cut = recorded[name][0]
         assert abs(cut.duration - seconds) < 0.05 and cut.sampling_rate == 16000
         assert cut.supervisions[0].text is None and cut.supervisions[0].speaker is None
     assert left_out == {"002 - Rain/4-18-B.ogg": "less than 0.5 s of 1.0 s are no digital silence"}
-    assert {name: len(list(cuts)) - 1 for name, cuts in splits.items()} == {"train": 3, "dev": 1, "test": 1}
+    assert {name: len(list(cuts)) - 1 for name, cuts in splits.items()} == {"train": 4, "dev": 1, "test": 1}
 
 
 def test_rooms_follow_from_the_seed_and_begin_with_the_direct_sound(tmp_path: Path) -> None:
