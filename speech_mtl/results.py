@@ -73,7 +73,7 @@ class Result:
     """Where the thresholds come from."""
     segments: list[Segment]
     notes: list[str] = field(default_factory=list)
-    """What a person should know: clipped, silent, no words."""
+    """What a person should know: clipped, soft, silent, no words."""
     speakers: list[Voice] = field(default_factory=list)
     fingerprint: str = ""
     """The model's; embeddings of two models do not compare."""
