@@ -178,7 +178,7 @@ def test_noise_shorter_than_the_utterance_is_heard_to_its_end(corpus: dict[str, 
 
 
 def test_a_room_rings_on_and_keeps_level_and_length(corpus: dict[str, str], tmp_path: Path) -> None:
-    """An echo at half a second is heard in the utterance's own end, strung together with others or not."""
+    """An echo half as loud, a tenth of a second later; in an utterance alone, and in two strung together."""
     echo = np.zeros(RATE // 10)
     echo[0], echo[-1] = 0.9, 0.45
     soundfile.write(tmp_path / "echo.wav", echo, RATE)
