@@ -26,6 +26,7 @@ from data_prep.rooms import impulse_response
 from speech_mtl.checkpoint import load_model
 from speech_mtl.data import read_cuts
 from speech_mtl.evaluate import speaker_task
+from speech_mtl.lift import lifted
 from speech_mtl.metrics import equal_error_rate, word_error_count, word_errors
 from speech_mtl.model import SpeechModel
 from speech_mtl.recognizer import PRETRAINED
@@ -59,8 +60,8 @@ def room(samples: np.ndarray, seed: int) -> np.ndarray:
     return fftconvolve(samples, impulse_response(Random(seed), 0.35))[: len(samples)]
 
 
-def softer(samples: np.ndarray, seed: int) -> np.ndarray:
-    return samples / 4
+def softer(by_db: float) -> Callable[..., np.ndarray]:
+    return lambda samples, seed: samples * 10 ** (-by_db / 20)
 
 
 def amid(noise: Callable[[int, np.random.Generator], np.ndarray], snr_db: float) -> Callable[..., np.ndarray]:
@@ -87,7 +88,8 @@ def noises() -> list[np.ndarray]:
 
 
 MICROPHONES = {
-    "the same": lambda samples, seed: samples, "softer, 12 dB": softer, "more bass, 16 dB": shelf(8, -8, 500),
+    "the same": lambda samples, seed: samples, "softer, 12 dB": softer(12), "softer, 30 dB": softer(30),
+    "more bass, 16 dB": shelf(8, -8, 500),
     "more treble, 12 dB": shelf(-4, 8, 1500), "below 7 kHz": below_7_khz, "telephone": telephone, "a room": room,
     "a hiss 30 dB below": amid(hiss, 30), "a hiss 20 dB below": amid(hiss, 20),
     "noise 20 dB below": amid(noise_around, 20), "noise 10 dB below": amid(noise_around, 10),
@@ -125,7 +127,7 @@ def of_corpus(model: SpeechModel, manifests: list[str]) -> dict[str, tuple[float
         reference = normalize(label_of(cut, "text") or "", model.config.text)
         words += len(reference.split())
         for name, through in MICROPHONES.items():
-            heard = np.clip(through(samples, number), -1, 1).astype(np.float32)
+            heard = lifted(np.clip(through(samples, number), -1, 1).astype(np.float32), RATE)
             text, voices = hear(model, heard, np.random.default_rng(number))
             embeddings[name].append(voices)
             errors[name] += word_error_count(word_errors(reference, text))

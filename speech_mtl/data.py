@@ -41,6 +41,7 @@ from speech_mtl.audio import offset_of, reason_of
 from speech_mtl.augment import Augmentation
 from speech_mtl.config import Config, DataConfig
 from speech_mtl.cuts import MatchedLengths, StrungTogether, seeded
+from speech_mtl.lift import lifted
 from speech_mtl.tasks import Frames, label_of
 
 KINDS = "a lhotse cut on every line of a .jsonl or .jsonl.gz file"
@@ -212,9 +213,11 @@ class SpeechDataset(Dataset):
 
     def _utterance(self, cut: Cut, epoch: int, rng: random.Random) -> tuple[np.ndarray, Cut]:
         if self.augmentation is None:
-            return self._load(cut), cut
-        heard, labelled = self.augmentation.cut(cut, epoch, rng)
-        return self.augmentation.sound(self._load(heard), epoch, rng), labelled
+            audio = self._load(cut)
+        else:
+            heard, cut = self.augmentation.cut(cut, epoch, rng)
+            audio = self.augmentation.sound(self._load(heard), epoch, rng)
+        return lifted(audio, self.sample_rate), cut
 
     def _load(self, cut: Cut) -> np.ndarray:
         audio = cut.resample(self.sample_rate).load_audio().mean(axis=0, dtype=np.float32)

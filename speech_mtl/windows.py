@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from speech_mtl.audio import SILENCE_PEAK_TO_PEAK
+from speech_mtl.lift import Lift
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames
 from speech_mtl.text import WORD_MARK
@@ -71,11 +72,12 @@ class Stretch:
 class _Held:
     """Samples read and not yet done with; `origin` is the first one's place in the recording, a multiple of `cell`."""
 
-    def __init__(self, blocks: Iterable[np.ndarray], cell: int):
+    def __init__(self, blocks: Iterable[np.ndarray], rate: int, cell: int):
         self.blocks, self.cell = iter(blocks), cell
         self.samples = np.zeros(0, dtype=np.float32)
         self.origin = 0
         self.complete = False
+        self.lift = Lift(rate)
 
     @property
     def end(self) -> int:
@@ -89,6 +91,7 @@ class _Held:
             self.complete = block is None
             if block is not None:
                 parts.append(block)
+                self.lift.add(block)
                 reached += len(block)
         self.samples = np.concatenate(parts)
 
@@ -117,7 +120,7 @@ def windows(
 
     `cell` is the number of samples in an encoder frame; windows and cores start at multiples of it.
     """
-    held = _Held(blocks, cell)
+    held = _Held(blocks, rate, cell)
     core, context, grid = (max(1, round(seconds * rate / cell)) * cell for seconds in (core_s, context_s, GRID_S))
     least, margin = round(SKIPPED_S * rate / cell), round(MARGIN_S * rate / cell) * cell
     sound_start = first = 0
@@ -143,7 +146,7 @@ def windows(
         last = limit if ends else _quietest(held, first + core * 3 // 4, min(first + core, limit))
         start = max(sound_start, first - context)
         heard_to = start - (start - last - context) // grid * grid
-        yield Window(held.part(start, min(limit, heard_to)), start, first, last, ends)
+        yield Window(held.lift.of(held.part(start, min(limit, heard_to))), start, first, last, ends)
         first = run[0] if ends and run is not None else last
         held.forget_before(first - context)
 

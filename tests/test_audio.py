@@ -288,6 +288,6 @@ def test_notes_on_the_level() -> None:
     assert level_note(np.zeros(RATE), np.full(RATE, 0.1)) == ""  # each is silent, both are not
     assert "silence" in level_note(np.full(RATE, 0.1, dtype=np.float32))
     peak_db = 20 * np.log10(np.abs(tone(1.0)).max())
-    softer = 10 ** ((-24.5 - peak_db) / 20) * tone(1.0)
-    assert "soft: its highest sample is at -24 dB" in level_note(softer) and not level_note(1.1 * softer)
+    softer = 10 ** ((-54.5 - peak_db) / 20) * tone(1.0)
+    assert "soft: its highest sample is at -54 dB" in level_note(softer) and not level_note(1.1 * softer)
     assert level_note(-softer, 0.1 * softer) and not level_note(softer, tone(0.1))
