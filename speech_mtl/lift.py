@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 USUAL_DB = -30.0
-"""Level of speech, relative to full scale, that every recording is given at least: two of three of AN4's have it. As they
-were, the bundled model took all voices of conversations 20 dB softer for one."""
+"""Level of speech, relative to full scale, that every recording is given at least: two of three of AN4's have it. The
+bundled model, without, took all voices of conversations 20 dB softer for one."""
 MOST_DB = 40.0
 """Gain at most. Speech that is still softer spans a few dozen of the steps of 16 bits, and no gain mends it: see
 audio.SOFT_DB."""
