@@ -186,7 +186,7 @@ class AugmentConfig(Section):
     speeds: list[Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field([1.0], min_length=1)
     """Speed factors, one drawn per utterance; for the speaker task every factor makes its own speakers."""
     gain_db: float = Field(6.0, ge=0)
-    """Level drawn from ± this many dB."""
+    """Level drawn from ± this many dB; what becomes softer than is usual is lifted, as it is in use (see lift.py)."""
     noise: str | None = None
     """A CutSet manifest of noises to mix in, such as `speech-mtl prepare noises` writes."""
     noise_prob: float = Field(0.3, ge=0, le=1)

@@ -31,6 +31,7 @@ from torch.nn.utils.rnn import pad_sequence
 from speech_mtl.config import Config
 from speech_mtl.data import Batch, DataError, Manifest, filled, is_usable, utterances
 from speech_mtl.inventory import check_ids
+from speech_mtl.lift import USUAL_DB
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames
 
@@ -209,6 +210,7 @@ def _key(model: SpeechModel, manifest: str, training: bool) -> dict[str, Any]:
         "trunk": weights.hexdigest(), "blocks": blocks_kept(model), "features": config.features.model_dump(),
         "encoder": config.encoder.model_dump(), "manifest": hashlib.sha256(Path(manifest).read_bytes()).hexdigest(),
         "shortest_s": config.data.min_utterance_s, "longest_s": config.data.max_utterance_s if training else None,
+        "level_db": USUAL_DB,
     }  # fmt: skip
 
 
