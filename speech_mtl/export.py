@@ -1,8 +1,9 @@
 """A model -> a folder that runs in onnxruntime: one ONNX graph for any batch and length, and the heads' weights.
 
 Padding is masked inside the graph, so that an utterance in a padded batch gives what it gives alone. The graph starts
-from audio or from log-mel features; engine.py lists its outputs, and runs the folder. What the speaker and classify
-heads pool over are outputs as well, since in recordings of any length they pool over phrases.
+from audio at the model's rate, soft recordings made louder (lift.py), or from log-mel features; engine.py lists its
+outputs, and runs the folder. What the speaker and classify heads pool over are outputs as well, since in recordings of
+any length they pool over phrases.
 
 With `int8` the blocks' matrix products run on 8-bit integers: weights quantised per output, activations as they come
 (onnxruntime's dynamic quantisation). Convolutions, the subsampling and the heads stay as they are.
