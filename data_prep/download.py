@@ -141,11 +141,23 @@ def _unpack(archive: Archive, part: Path, target: Path) -> None:
                 archive_zip.extractall(target)
         else:
             with tarfile.open(part) as archive_tar:
-                # The filter refuses absolute paths, '..', links that lead outside, and device files.
-                archive_tar.extractall(target, filter="data")
+                _unpack_tar(archive_tar, target)
     except (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error) as error:
         part.unlink()
         raise PrepareError(f"{archive.name}: cannot be unpacked safely ({error}); removed") from error
+
+
+def _unpack_tar(archive: tarfile.TarFile, target: Path) -> None:
+    """Without absolute paths, '..', links that lead outside, and device files."""
+    if hasattr(tarfile, "data_filter"):
+        archive.extractall(target, filter="data")
+        return
+    # Python before 3.11.4, which Debian 12 has
+    for member in archive.getmembers():
+        if not (member.isfile() or member.isdir()):
+            raise tarfile.TarError(f"member {member.name!r} is a link or a device; links need Python 3.11.4 or later")
+    _refuse_escapes(archive.getnames(), target)
+    archive.extractall(target)
 
 
 def _refuse_escapes(names: Iterable[str], target: Path) -> None:

@@ -7,12 +7,10 @@ import numpy as np
 USUAL_DB = -30.0
 """Level of speech, relative to full scale, that every recording is given at least: two of three of AN4's have it. The
 bundled model, without, took all voices of conversations 20 dB softer for one."""
-MOST_DB = 40.0
-"""Gain at most. Speech that is still softer spans a few dozen of the steps of 16 bits, and no gain mends it: see
-audio.SOFT_DB."""
 PIECE_S = 0.1
 SILENCE_DB = -70.0
-"""Pieces below it count as silence."""
+"""Pieces below it count as silence, so that the gain is 40 dB at most. Softer speech spans a few dozen of the steps of
+16 bits, and no gain mends it: see audio.SOFT_DB."""
 RANGE_DB = 10.0
 """Pieces so far below the mean are pauses."""
 
@@ -37,13 +35,13 @@ class Lift:
 
     @property
     def gain_db(self) -> float:
-        """0 to MOST_DB; 0 for silence."""
+        """0 for silence."""
         powers = np.concatenate([np.zeros(0), *self.powers])
         heard = powers[powers > 10 ** (SILENCE_DB / 10)]
         if not len(heard):
             return 0.0
         loud = heard[heard >= heard.mean() * 10 ** (-RANGE_DB / 10)]
-        return float(np.clip(USUAL_DB - 10 * np.log10(loud.mean()), 0.0, MOST_DB))
+        return max(0.0, USUAL_DB - 10 * float(np.log10(loud.mean())))
 
     def of(self, samples_N: np.ndarray) -> np.ndarray:
         """The samples, louder by the gain."""

@@ -568,9 +568,12 @@ def test_download_continues_where_it_broke_off(tmp_path: Path, server: tuple[str
     assert handler.ranges == [None, "bytes=20000-"]  # the mark of completion: no third request
 
 
+@pytest.mark.parametrize("has_filter", [True, False])
 def test_download_of_a_whole_part_and_without_ranges(
-    tmp_path: Path, server: tuple[str, type[RangeHandler], Path]
+    tmp_path: Path, server: tuple[str, type[RangeHandler], Path], monkeypatch: pytest.MonkeyPatch, has_filter: bool
 ) -> None:
+    if not has_filter:
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     url, handler, folder = server
     data = tar_of(folder / "c.tar.gz", {"a.txt": b"hello"}).read_bytes()
     for accepts_ranges, part in ((True, data), (False, data[:30])):
@@ -603,13 +606,22 @@ def test_a_file_that_is_no_archive_stays_as_it_is(tmp_path: Path, server: tuple[
     assert handler.ranges == [None]
 
 
-def test_download_refuses_what_is_wrong(tmp_path: Path, server: tuple[str, type[RangeHandler], Path]) -> None:
+@pytest.mark.parametrize("has_filter", [True, False])
+def test_download_refuses_what_is_wrong(
+    tmp_path: Path, server: tuple[str, type[RangeHandler], Path], monkeypatch: pytest.MonkeyPatch, has_filter: bool
+) -> None:
+    if not has_filter:  # as Python before 3.11.4
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     url, _, folder = server
     tar_of(folder / "c.tar.gz", {"a.txt": b"hello"})
     tar_of(folder / "escape.tar.gz", {"../outside.txt": b"x"})
+    with tarfile.open(folder / "link.tar.gz", "w:gz") as archive:
+        link = tarfile.TarInfo("link")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
     write(folder / "page.tar.gz", "<html>moved</html>")
-    with zipfile.ZipFile(folder / "escape.zip", "w") as archive:
-        archive.writestr("../outside.txt", "x")
+    with zipfile.ZipFile(folder / "escape.zip", "w") as archive_zip:
+        archive_zip.writestr("../outside.txt", "x")
     sound = tar_of(folder / "crc.tar.gz", {"a.bin": np.random.default_rng(0).bytes(30_000)}).read_bytes()
     (folder / "crc.tar.gz").write_bytes(sound[:-8] + bytes(4) + sound[-4:])
     (folder / "bits.tar.gz").write_bytes(sound[:20_000] + bytes(64) + sound[20_064:])
@@ -620,6 +632,7 @@ def test_download_refuses_what_is_wrong(tmp_path: Path, server: tuple[str, type[
         ("crc.tar.gz", None, "arrived damaged .CRC"),
         ("bits.tar.gz", None, "arrived damaged"),
         ("escape.tar.gz", None, "cannot be unpacked safely"),
+        ("link.tar.gz", None, "cannot be unpacked safely .*link"),
         ("escape.zip", None, "cannot be unpacked safely"),
     ):
         with pytest.raises(PrepareError, match=message):
