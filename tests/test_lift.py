@@ -93,7 +93,7 @@ def test_an_utterance_is_scored_as_loud_as_it_is_transcribed(tmp_path: Path) -> 
 
 @pytest.mark.parametrize("softer_db", [20, 30])
 def test_a_softer_conversation_has_the_same_words_and_voices(tmp_path: Path, softer_db: float) -> None:
-    """The demo in 16 bits; without a lift, 20 dB softer, the bundled model takes its four voices for one."""
+    """The demo in 16 bits; without a lift the bundled model takes its four voices for two, and 30 dB softer for one."""
     samples, rate = soundfile.read(DATA / "conversation.flac", dtype="float32")
     soundfile.write(tmp_path / "soft.wav", samples * 10 ** (-softer_db / 20), rate, subtype="PCM_16")
     recognizer = Recognizer.from_pretrained(db=tmp_path / "speakers.db")
