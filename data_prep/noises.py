@@ -4,8 +4,9 @@ Takes ESC-10's root, or ESC-50's with its ``audio`` folder; returns the splits t
 test (2): the corpus has what comes from one recording in one fold. Each is written to the folder ``audio`` as 16 kHz
 FLAC, without the digital silence that fills it up to five seconds. Beside them stand `devices` made noises, a fifth of
 them in dev and in test each, since hardly a recording is without: the hiss of a microphone, fans and ventilation, which
-fall with frequency by a drawn slope, a third of them with a mains hum. Label: category (ESC-50's by its number). No
-text and no speaker: these manifests are for `augment.noise` and the noise of simulated conversations.
+fall with frequency by a drawn slope, a third of them with a mains hum. Label: category (ESC-50's by its number). The
+text is empty, since nothing is said, and there is no speaker: these manifests are for `augment.noise`, for the noise of
+simulated conversations, and among `data.train` for a recogniser that is to hear no words in noise.
 
 Source: https://github.com/karoldvl/ESC-10 (Piczak 2015), CC BY 3.0 and CC0, by recording.
 """
@@ -20,6 +21,7 @@ import numpy as np
 import soundfile
 import soxr
 from lhotse import MonoCut
+from lhotse.utils import fastcopy
 
 from data_prep.common import (
     LeftOut,
@@ -117,4 +119,5 @@ def _recorded(path: Path, copy: Path, category: str) -> MonoCut:
 def _cut(path: Path, category: str) -> MonoCut:
     cut_id = f"noise-{path.stem}"
     recording = open_recording(path, cut_id)
-    return make_cut(recording, cut_id, "noises", language=None, labels={"category": category})
+    cut = make_cut(recording, cut_id, "noises", language=None, labels={"category": category})
+    return cut.map_supervisions(lambda supervision: fastcopy(supervision, text=""))

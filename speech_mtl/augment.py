@@ -1,4 +1,4 @@
-"""An utterance as training hears it: at another speed and level, amid noise, in a room.
+"""An utterance as training hears it: at another speed and level, amid noise, in a room, in a narrower band.
 
 What is drawn follows from the generator that is given. Masks of the features are drawn later, see features.SpecAugment.
 """
@@ -12,9 +12,13 @@ from collections.abc import Sequence
 import numpy as np
 from lhotse.augmentation import ReverbWithImpulseResponse
 from lhotse.cut import Cut, append_cuts
+from scipy.signal import butter, sosfilt
 
 from speech_mtl.config import AugmentConfig
 from speech_mtl.cuts import labels_at_speed
+
+LOW_HZ, HIGH_HZ, ORDER = (20.0, 400.0), (3300.0, 7500.0), (2, 12)
+"""Corners of a band, and how steep they are: from small microphones to a telephone's 300 to 3400 Hz."""
 
 
 class Augmentation:
@@ -35,13 +39,16 @@ class Augmentation:
         return cut, labels
 
     def sound(self, audio: np.ndarray, epoch: int, rng: random.Random) -> np.ndarray:
-        """The cut's samples (N,) float32 in a room, noise and all, at another level.
+        """The cut's samples (N,) float32 in a room and a band, noise and all, at another level.
 
         A cut cannot be given a room before: lhotse's mixed ones lose it when they are resampled.
         """
-        if epoch >= self.config.start_epoch and self.rooms and rng.random() < self.config.room_prob:
-            room = rng.choice(self.rooms).resample(self.sample_rate)
-            audio = ReverbWithImpulseResponse(room)(audio[None], self.sample_rate)[0]
+        if epoch >= self.config.start_epoch:
+            if self.rooms and rng.random() < self.config.room_prob:
+                room = rng.choice(self.rooms).resample(self.sample_rate)
+                audio = ReverbWithImpulseResponse(room)(audio[None], self.sample_rate)[0]
+            if self.config.band_prob and rng.random() < self.config.band_prob:
+                audio = in_band(audio, self.sample_rate, rng)
         gain = 10 ** (rng.uniform(-self.config.gain_db, self.config.gain_db) / 20)
         return np.clip(audio * np.float32(gain), -1, 1)
 
@@ -52,3 +59,13 @@ class Augmentation:
         if noise.duration > cut.duration:
             noise = noise.truncate(offset=rng.uniform(0, noise.duration - cut.duration), duration=cut.duration)
         return cut.mix(noise, snr=rng.uniform(*self.config.noise_snr_db)).truncate(duration=cut.duration)
+
+
+def in_band(audio: np.ndarray, sample_rate: int, rng: random.Random) -> np.ndarray:
+    """The samples (N,) float32 as they pass what transmits a drawn band only (a Butterworth filter)."""
+    low_hz, high_hz, order = rng.uniform(*LOW_HZ), rng.uniform(*HIGH_HZ), rng.randint(*ORDER)
+    if high_hz < sample_rate / 2:
+        sections = butter(order, [low_hz, high_hz], "bandpass", fs=sample_rate, output="sos")
+    else:
+        sections = butter(order, low_hz, "highpass", fs=sample_rate, output="sos")
+    return sosfilt(sections, audio).astype(np.float32)

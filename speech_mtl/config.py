@@ -150,8 +150,7 @@ class DataConfig(Section):
     """Every training manifest's share of an epoch, one number for each; 3, 1 are 75 % and 25 %. An epoch always has as
     many utterances as the manifests together."""
     temperature: float = Field(1.0, ge=1, allow_inf_nan=False)
-    """Without shares, a manifest of n utterances has a share in proportion to n^(1/temperature): 1 leaves the manifests
-    as they are, a large one makes their shares equal."""
+    """Without shares, a manifest of n utterances has one in proportion to n^(1/temperature); a large one: all equal."""
     match_lengths: bool = False
     """Crop or string together the training utterances without a text to lengths drawn from those that have one, so
     that the encoder cannot tell the tasks apart by length."""
@@ -194,6 +193,8 @@ class AugmentConfig(Section):
     rooms: str | None = None
     """A CutSet manifest of rooms' impulse responses to hear utterances in, as `speech-mtl prepare rooms` makes."""
     room_prob: float = Field(0.3, ge=0, le=1)
+    band_prob: float = Field(0.0, ge=0, le=1)
+    """Share of the utterances heard in a narrower band, such as a telephone's (see augment.py)."""
     time_masks: int = Field(2, ge=0)
     time_mask_frames: int = Field(20, ge=0)
     """Longest time mask, in mel frames; at most 20 % of an utterance."""
@@ -203,10 +204,9 @@ class AugmentConfig(Section):
     """Share of the training utterances that are strung together with others of the same speaker."""
     concat_max_s: float = Field(8.0, gt=0)
     company_prob: float = Field(0.0, ge=0, le=1)
-    """Share of the training batches whose utterances follow one another as turns of a conversation: the encoder hears
-    them in a drawn order, as far as `encoder.reach_s`. Without it voices are known less well after another's."""
+    """Share of the training batches heard as turns of one conversation, as far as `encoder.reach_s`: as in use."""
     start_epoch: int = Field(0, ge=0)
-    """Speed, rooms, noise, masks and company begin in this epoch: CTC leaves its blank plateau sooner without."""
+    """Speed, noise, room, band, masks and company begin in this epoch: CTC leaves its blank plateau sooner without."""
 
 
 class TrainConfig(Section):
@@ -343,7 +343,7 @@ class Config(Section):
 
     def _changes_of_sound(self) -> dict[str, Any]:
         """The settings by which training hears an utterance otherwise than it was recorded."""
-        keys = ("gain_db", "noise", "rooms", "time_masks", "freq_masks", "concat_prob", "company_prob")
+        keys = "gain_db noise rooms band_prob time_masks freq_masks concat_prob company_prob".split()
         values = {f"augment.{key}": getattr(self.augment, key) for key in keys}
         values["augment.speeds"] = self.augment.speeds if self.augment.speeds != [1] else None
         values["data.match_lengths"] = self.data.match_lengths

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import random
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ from conftest import RATE, make_corpus, tiny_values
 from lhotse import CutSet, Recording
 from lhotse.cut import MixedCut
 
+from speech_mtl.augment import HIGH_HZ, LOW_HZ, in_band
 from speech_mtl.config import Config, parse_config
 from speech_mtl.data import Batch, DataError, Manifest, SpeechDataset, batches, read_cuts
 from speech_mtl.evaluate import fit_speakers
@@ -196,6 +198,30 @@ def test_a_room_rings_on_and_keeps_level_and_length(corpus: dict[str, str], tmp_
         expected_N[len(echo) - 1 :] += 0.5 * dry_N[: samples - len(echo) + 1]
         expected_N *= (dry_N.square().sum() / expected_N.square().sum()).sqrt()
         assert torch.allclose(heard_N[:samples], expected_N, atol=1e-4)
+
+
+def test_a_band_ends_at_its_corners(corpus: dict[str, str]) -> None:
+    impulse = np.zeros(2 * 16000, dtype=np.float32)
+    impulse[0] = 1
+    for seed in range(20):
+        drawn = random.Random(seed)
+        low_hz, high_hz = drawn.uniform(*LOW_HZ), drawn.uniform(*HIGH_HZ)
+        gains_K = np.abs(np.fft.rfft(in_band(impulse, 16000, random.Random(seed))))
+        at_low, within, at_high = (gains_K[round(2 * hz)] for hz in (low_hz, 1200, high_hz))
+        assert abs(at_low - 0.5**0.5) < 0.05 and abs(within - 1) < 0.05 and abs(at_high - 0.5**0.5) < 0.05
+        assert gains_K[0] < 0.02 and gains_K[-1] < 0.02
+        gains_K = np.abs(np.fft.rfft(in_band(impulse, 6000, random.Random(seed))))  # all that there is but the low
+        assert gains_K[0] < 0.02 and abs(gains_K[-1] - 1) < 0.05
+    values, cuts = tiny_values(corpus), list(read_cuts([corpus["dev"]]))[:3]
+    banded = parse_config(values | {"augment": {"band_prob": 1.0, "gain_db": 0.0, "start_epoch": 1}}, "band")
+    whole, before, after = (
+        SpeechDataset(config, augment=augment)[epoch, cuts]
+        for config, augment, epoch in ((parse_config(values, "dry"), False, 0), (banded, True, 0), (banded, True, 1))
+    )
+    assert after.audio_BN.dtype == whole.audio_BN.dtype and after.samples_B.tolist() == whole.samples_B.tolist()
+    size = before.audio_BN.size(1)
+    assert torch.equal(before.audio_BN, whole.audio_BN[:, :size])
+    assert (after.audio_BN - before.audio_BN).abs().amax(dim=1).min() > 1e-3
 
 
 def test_strung_together_utterances_keep_speaker_and_texts(corpus: dict[str, str]) -> None:
