@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speech_mtl.cli_options import Db, Model, load_recognizer
+from speech_mtl.cli_options import Db, Device, Model, load_recognizer
 from speech_mtl.terminal import fail, guarded, note, progress
 
 if TYPE_CHECKING:
@@ -38,6 +38,7 @@ def calibrate(
     ] = False,
     model: Model = None,
     db: Db = None,
+    device: Device = "cpu",
 ) -> None:
     """Measure thresholds for a rate of false acceptance. By seconds of speech; and the scores' probabilities.
 
@@ -50,7 +51,7 @@ def calibrate(
     """
     if not 0 < rate < 0.5:
         raise typer.BadParameter(f"--fa {rate:g}; expected a share above 0 and below 0.5, such as 0.01")
-    recognizer = load_recognizer(model, db)
+    recognizer = load_recognizer(model, db, device=device)
     from speech_mtl import calibrating, trials
     from speech_mtl.calibration import SHORTEST_S, save_calibration
     from speech_mtl.speakers import SpeakerDatabase, SpeakerDatabaseError, default_path

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from speech_mtl.cli_options import Cosine, Db, Model, check_out, load_recognizer, with_remarks
+from speech_mtl.cli_options import Cosine, Db, Device, Model, check_out, load_recognizer, with_remarks
 from speech_mtl.terminal import fail, for_each_file, guarded, note
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def identify(
     db: Db = None,
     threshold: Cosine = None,
     form: Format = Form.txt,
+    device: Device = "cpu",
 ) -> None:
     """Say whose voice it is. Tab-separated: file, name or 'unknown', score, probability, threshold, nearest name.
 
@@ -58,7 +59,7 @@ def identify(
     \b
     Example: speech-mtl identify clip.wav
     """
-    recognizer = with_remarks(load_recognizer(model, db, threshold))
+    recognizer = with_remarks(load_recognizer(model, db, threshold, device))
 
     def work(file: Path, show: Callable[[float], None]) -> None:
         found = recognizer.identify(file)
@@ -81,6 +82,7 @@ def verify(
     db: Db = None,
     threshold: Cosine = None,
     form: Format = Form.txt,
+    device: Device = "cpu",
 ) -> None:
     """Whether two recordings hold one voice. Tab-separated: 'same' or 'different', score, probability, threshold.
 
@@ -89,7 +91,7 @@ def verify(
     \b
     Example: speech-mtl verify a.wav b.wav
     """
-    recognizer = load_recognizer(model, db, threshold)
+    recognizer = load_recognizer(model, db, threshold, device)
     note(recognizer.calibration.note)
     found = recognizer.verify(a, b)
     for remark in found.notes:
@@ -118,6 +120,7 @@ def enroll(
     force: Force = False,
     model: Model = None,
     db: Db = None,
+    device: Device = "cpu",
 ) -> None:
     """Enrol recordings of a speaker, or a transcript's voice. They stand beside those enrolled before.
 
@@ -137,7 +140,7 @@ def enroll(
         name = checked_name(name)
     except SpeakerDatabaseError as error:
         raise typer.BadParameter(str(error)) from None
-    recognizer = load_recognizer(model, db)
+    recognizer = load_recognizer(model, db, device=device)
     database = recognizer.database  # a wrong one is refused before any recording is read
     heard: list[Heard] = []
     try:
