@@ -130,6 +130,19 @@ def test_what_the_host_program_sets_for_its_own_tensors_changes_nothing(
     assert found == expected and found.text
 
 
+def test_a_host_program_may_have_half_precision_on(recognizer: Recognizer) -> None:
+    """Then products are coarser, and everything else is as usual."""
+    audio = (speech(2.0), RATE)
+    expected, voice = recognizer.transcribe(audio), recognizer.embed(audio)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, same_voice = recognizer.transcribe(audio), recognizer.embed(audio)
+        recognizer.enroll("ann", [audio])
+        match = recognizer.identify(audio)
+    assert same_voice.dtype == voice.dtype and float(voice @ same_voice) > 0.99
+    assert [one.speaker for one in found.speakers] == [one.speaker for one in expected.speakers]
+    assert match.best_name == "ann" and (match.score or 0) > 0.99
+
+
 def test_loading_a_model_leaves_other_threads_tensors_alone(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch, "set_default_dtype", lambda dtype: pytest.fail(f"all threads make {dtype} now"))
     Recognizer.from_pretrained(folder)

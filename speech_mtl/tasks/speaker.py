@@ -138,7 +138,7 @@ class Speaker(Task):
 
     def project(self, features_BP: Tensor) -> Tensor:
         """Embeddings (B, E) of length 1."""
-        return F.normalize((features_BP - self.offset_P) @ self.projection_PE, dim=1)
+        return F.normalize(((features_BP - self.offset_P) @ self.projection_PE).float(), dim=1)  # bf16 under autocast
 
     def crop(self, frames: Frames) -> Frames:
         """A stretch of each utterance, of a drawn length at a drawn place."""
@@ -202,7 +202,7 @@ class Speaker(Task):
 
     def predict(self, output: dict[str, Tensor]) -> list[dict[str, Any]]:
         """embedding (E,), cosine to the voice of each training speaker (speakers,)."""
-        cosine = output["embedding"] @ self.voices_CE.T
+        cosine = (output["embedding"] @ self.voices_CE.T).float()
         return [{"embedding": e, "cosine": c} for e, c in zip(output["embedding"].cpu(), cosine.cpu(), strict=True)]
 
 
