@@ -56,13 +56,16 @@ def evaluate_conversations(
         recognizer.enroll(speaker, [_audio(cut)], force=True)  # all that is given counts
     rows: list[Row] = []
     times: Counter[str] = Counter()
-    with open(out / "conversations.jsonl", "w", encoding="utf-8") as file:
+    part = out / "conversations.jsonl.part"  # one that is stopped leaves the last one's rows and summary
+    with open(part, "w", encoding="utf-8") as file:
         for cut in read_cuts(manifests):
             times[cut.id] += 1
             cut = repetition(cut, times[cut.id])  # manifests prepared with one seed have the same ids
             rows.append(_row(cut, recognizer, out / f"{cut.id.replace('/', '_')}.json", speakers))
             file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
             on_row(rows[-1])
+    (out / "summary.json").unlink(missing_ok=True)
+    part.replace(out / "conversations.jsonl")
     summary = summarize(rows)
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary

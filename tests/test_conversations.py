@@ -254,6 +254,9 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     assert (summary["conversations"], summary["failed"]) == (1, 1)
     rows = [json.loads(line) for line in (tmp_path / "eval" / "conversations.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [cut.id for cut in cuts] and ["error" in row for row in rows] == [True, False]
+    CutSet.from_cuts(cuts[:1]).to_file(tmp_path / "gone.jsonl.gz")
+    result = call("evaluate", model, tmp_path / "gone.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
+    assert result.exit_code == 1 and not (tmp_path / "eval" / "summary.json").exists()  # not that of other rows
     (tmp_path / "elsewhere").rename(sound)
     bare = cuts[0].map_supervisions(lambda s: SupervisionSegment(s.id, s.recording_id, s.start, s.duration, text="a"))
     CutSet.from_cuts([bare]).to_file(tmp_path / "bare.jsonl.gz")
