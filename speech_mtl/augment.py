@@ -19,6 +19,8 @@ from speech_mtl.cuts import labels_at_speed
 
 LOW_HZ, HIGH_HZ, ORDER = (20.0, 400.0), (3300.0, 7500.0), (2, 12)
 """Corners of a band, and how steep they are: from small microphones to a telephone's 300 to 3400 Hz."""
+SAMPLED_HZ = 4000.0
+"""Nothing at all is above it in half of the bands: what was once sampled at 8 kHz."""
 
 
 class Augmentation:
@@ -68,4 +70,9 @@ def in_band(audio: np.ndarray, sample_rate: int, rng: random.Random) -> np.ndarr
         sections = butter(order, [low_hz, high_hz], "bandpass", fs=sample_rate, output="sos")
     else:
         sections = butter(order, low_hz, "highpass", fs=sample_rate, output="sos")
-    return sosfilt(sections, audio).astype(np.float32)
+    audio = sosfilt(sections, audio)
+    if rng.random() < 0.5:
+        spectrum_K = np.fft.rfft(audio)
+        spectrum_K[np.fft.rfftfreq(len(audio), 1 / sample_rate) > SAMPLED_HZ] = 0
+        audio = np.fft.irfft(spectrum_K, len(audio))
+    return audio.astype(np.float32)

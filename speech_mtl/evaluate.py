@@ -10,7 +10,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,12 @@ from lhotse.cut import Cut
 from torch import Tensor
 
 from speech_mtl import metrics
+from speech_mtl.augment import in_band
 from speech_mtl.checkpoint import CheckpointError
-from speech_mtl.config import DataConfig
-from speech_mtl.cuts import at_all_speeds
+from speech_mtl.config import Config, DataConfig
+from speech_mtl.cuts import at_all_speeds, seeded
 from speech_mtl.data import Batch, DataError, batches, describe_cut, is_usable, read_cuts
+from speech_mtl.lift import lifted
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import ASR
@@ -34,6 +36,8 @@ from speech_mtl.tasks.speaker import Speaker
 from speech_mtl.text import normalize
 
 Row = dict[str, Any]
+BAND_WEIGHT = 0.1
+"""Of an utterance in a narrow band, beside 1 of the same one as it is, in the analysis of voices."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +99,9 @@ def fit_speakers(
     """Refit the speaker task's projection and voices on the first training utterances of every speaker.
 
     They are heard at every speed of the training, at most `utterances` of them at each, as they are and through another
-    channel. Where the head is trained on stretches, two stretches of every utterance take part beside the whole. A
-    corpus counts by its share; without shares all speakers count alike. A head on a trunk that is frozen as it is stays
-    what it is.
+    channel; with augment.band_prob also in narrower bands, which count for BAND_WEIGHT. Where the head is trained on
+    stretches, two stretches of every utterance take part beside the whole. A corpus counts by its share; without shares
+    all speakers count alike. A head on a trunk that is frozen as it is stays what it is.
     """
     for name, task in model.tasks.items():
         if not isinstance(task, Speaker) or not model.moves(name):
@@ -105,7 +109,7 @@ def fit_speakers(
         task.mel_scale_F.copy_(model.features.scale_F)
         per_speaker = min(max(2, utterances // len(task.speakers)), 50)
         taken: Counter[str] = Counter()
-        features, speakers, numbers = [], [], []
+        features, speakers, numbers, weights = [], [], [], []
         with torch.inference_mode(), torch.random.fork_rng():
             torch.manual_seed(0)
             for number, cuts in enumerate(corpora):
@@ -114,16 +118,29 @@ def fit_speakers(
                     if not batch.cuts:
                         continue
                     shared = trunk_frames(model, batch)
-                    heards = [model.up_to_head(name, shared)]
+                    heards = [(model.up_to_head(name, shared), 1.0)]
                     if model.config.features.normalize == "corpus":  # by the utterance, a channel would leave no trace
                         mel_BTF = model.features.through_channels(shared.mel_BTF, shared.mel_lengths_B)
-                        heards.append(model.up_to_head(name, model.shared(mel_BTF, shared.mel_lengths_B)))
-                    views = [view for heard in heards for view in (heard, *_stretches(task, heard))]
-                    features += [task(frames)["features"].cpu() for frames in views]
+                        heards.append((model.up_to_head(name, model.shared(mel_BTF, shared.mel_lengths_B)), 1.0))
+                    if model.config.augment.band_prob:
+                        banded = trunk_frames(model, _in_bands(batch, model.config))
+                        heards.append((model.up_to_head(name, banded), BAND_WEIGHT))
+                    views = [(view, weight) for heard, weight in heards for view in (heard, *_stretches(task, heard))]
+                    features += [task(frames)["features"].cpu() for frames, _ in views]
                     speakers += len(views) * [label_of(cut, "speaker") or "" for cut in batch.cuts]
                     numbers += len(views) * len(batch.cuts) * [number]
+                    weights += [weight for _, weight in views for _ in batch.cuts]
             if features:  # a frozen head's speakers may be none of these: it stays as it is
-                task.fit(torch.cat(features), speakers, numbers, shares)
+                task.fit(torch.cat(features), speakers, numbers, shares, weights)
+
+
+def _in_bands(batch: Batch, config: Config) -> Batch:
+    """The utterances, each in a band that follows from its id."""
+    audio_BN, rate = torch.zeros_like(batch.audio_BN), config.features.sample_rate
+    for row, (cut, samples) in enumerate(zip(batch.cuts, batch.samples_B.tolist(), strict=True)):
+        heard = in_band(batch.audio_BN[row, :samples].numpy(), rate, seeded("band", cut.id))
+        audio_BN[row, :samples] = torch.from_numpy(lifted(heard, rate))
+    return replace(batch, audio_BN=audio_BN)
 
 
 def _first_of_speakers(cuts: CutSet, task: Speaker, config: DataConfig, most: int, taken: Counter[str]) -> list[Cut]:

@@ -16,7 +16,16 @@ from lhotse import CutSet, Recording
 from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.config import Config, parse_config
 from speech_mtl.data import DataError, describe_cut, read_cuts
-from speech_mtl.evaluate import enroll_references, evaluate, evaluate_rows, fit_speakers, headline, read_rows, summarize
+from speech_mtl.evaluate import (
+    BAND_WEIGHT,
+    enroll_references,
+    evaluate,
+    evaluate_rows,
+    fit_speakers,
+    headline,
+    read_rows,
+    summarize,
+)
 from speech_mtl.report import terminal_markdown, write_report
 from speech_mtl.tasks import label_of
 
@@ -138,14 +147,15 @@ def test_the_speaker_analysis_hears_every_corpus_at_every_speed(
 ) -> None:
     """Of each of three speakers six utterances, from the first corpus as far as it has them, at both speeds.
 
-    Each is heard as it is and through another channel, which features normalised by the utterance do not tell.
+    Each is heard as it is and through another channel, which features normalised by the utterance do not tell; and in
+    a narrower band, which counts less, where training hears such.
     """
     model = tiny_model(tiny_config)
-    seen: list[tuple[torch.Tensor, list[str], list[int], list[float] | None]] = []
+    seen: list[tuple[torch.Tensor, list[str], list[int], list[float] | None, list[float]]] = []
     monkeypatch.setattr(model.task("speaker"), "fit", lambda *given: seen.append(given))
     fit_speakers(model, [read_cuts([corpus["train"]]), read_cuts([corpus["dev"]])], utterances=18)
-    (features_NP, speakers, numbers, shares), *_ = seen
-    assert shares is None
+    (features_NP, speakers, numbers, shares, weights), *_ = seen
+    assert shares is None and set(weights) == {1.0}
     at_both = {f"{name}{speed}" for name in ("ann", "bob", "cid") for speed in ("", "@0.9")}
     assert Counter(speakers) == dict.fromkeys(at_both, 12) and len(features_NP) == len(numbers) == 72
     assert set(numbers) == {0}  # the first corpus has enough
@@ -155,6 +165,13 @@ def test_the_speaker_analysis_hears_every_corpus_at_every_speed(
     model.config.features.normalize = "utterance"
     fit_speakers(model, [read_cuts([corpus["train"]])], utterances=18)
     assert Counter(seen[2][1]) == dict.fromkeys(at_both, 6)
+    model.config.augment.band_prob = 0.1
+    fit_speakers(model, [read_cuts([corpus["train"]])], utterances=18)
+    banded_NP, _, _, _, weights = seen[3]
+    assert Counter(weights) == {1.0: 36, BAND_WEIGHT: 36} and len(banded_NP) == 72
+    is_banded = torch.tensor(weights) == BAND_WEIGHT
+    assert torch.allclose(banded_NP[~is_banded], seen[2][0], atol=1e-5)
+    assert (banded_NP[is_banded] - banded_NP[~is_banded]).abs().amax(dim=1).min() > 1e-3
     slow = [i for i, name in enumerate(speakers) if name == "ann@0.9"]
     usual = [i for i, name in enumerate(speakers) if name == "ann"]
     assert not torch.allclose(features_NP[slow].mean(0), features_NP[usual].mean(0), atol=1e-3)

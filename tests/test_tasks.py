@@ -344,6 +344,33 @@ def test_what_corpora_differ_in_is_no_voice_either(corpus: dict[str, str]) -> No
     assert 5 * strengths[1] < strengths[0]
 
 
+def test_utterances_count_by_their_weights(corpus: dict[str, str]) -> None:
+    """Half of the utterances are of another channel: at little weight it is hardly learnt that it is no voice."""
+    rng = np.random.default_rng(0)
+    task = trained_speakers(corpus, lda_dim=2)
+    voices = np.zeros((12, 16))
+    voices[:, :2], voices[:, 9] = rng.standard_normal((12, 2)), rng.standard_normal(12)
+    utterances = voices[:, None] + 0.2 * rng.standard_normal((12, 20, 16))
+    utterances[:, ::2, 9] += 5
+    features, speakers = (
+        torch.from_numpy(utterances.reshape(-1, 16)).float(),
+        [f"s{i}" for i in range(12) for _ in range(20)],
+    )
+    strengths = []
+    for weight in (1.0, 0.1, 1e-4):
+        weights = [weight, 1.0] * 120
+        task.fit(features, speakers, [0] * 240, None, weights)
+        strengths.append((task.projection_PE[9].norm() / task.projection_PE[:2].norm()).item())
+        mean_P = np.average(utterances.reshape(-1, 16), axis=0, weights=weights)
+        assert np.allclose(task.offset_P.numpy(), mean_P, atol=1e-5)
+        voice_P = np.average(utterances[3], axis=0, weights=weights[:20])
+        near = task.project(torch.from_numpy(voice_P[None]).float())[0] @ task.voices_CE[task.index["s3"]]
+        assert near > 0.9
+    assert 1.5 * strengths[0] < strengths[1] < 0.5 * strengths[2]
+    task.fit(features, speakers, [0] * 240)
+    assert strengths[0] == pytest.approx((task.projection_PE[9].norm() / task.projection_PE[:2].norm()).item())
+
+
 def test_corpora_count_by_their_shares(corpus: dict[str, str]) -> None:
     """One corpus's speakers differ in the first two dimensions, those of another, who say more, in the last two."""
     rng = np.random.default_rng(0)

@@ -150,28 +150,32 @@ class Speaker(Task):
         return frames.stretch(first_B, first_B + kept_B, self.mel_ratio)
 
     def fit(
-        self, features_NP: Tensor, speakers: list[str], corpora: list[int], shares: Sequence[float] | None = None
+        self, features_NP: Tensor, speakers: list[str], corpora: list[int], shares: Sequence[float] | None = None,
+        weights: Sequence[float] | None = None,
     ) -> None:  # fmt: skip
         """Set projection and voices from 'features' of utterances, with the number of the corpus that each is from.
 
-        A speaker without an utterance has no voice: zeros, like nobody's. But a frozen head loses none that it knows:
-        where one of them has no utterance, that voice and the projection in which it lies stay.
+        `weights` are the utterances' among those of their speaker in a corpus; None: all count alike. A speaker without
+        an utterance has no voice: zeros, like nobody's. But a frozen head loses none that it knows: where one of them
+        has no utterance, that voice and the projection in which it lies stay.
         """
         device = self.offset_P.device
         features_NP = features_NP.to(device)
+        weights_N = np.ones(len(speakers)) if weights is None else np.array(weights)
         if any(parameter.requires_grad for parameter in self.parameters()):
             self.voices_CE.zero_()
         known = {name for name, voice_E in zip(self.speakers, self.voices_CE, strict=True) if bool(voice_E.any())}
         if known <= set(speakers):
-            self._fit_projection(features_NP, speakers, corpora, shares)
-        projected_NE = self.project(features_NP)
+            self._fit_projection(features_NP, speakers, corpora, shares, weights_N)
+        projected_NE = self.project(features_NP) * torch.from_numpy(weights_N).to(features_NP)[:, None]
         for row, speaker in enumerate(self.speakers):
             own_N = torch.tensor([name == speaker for name in speakers], device=device)
             if bool(own_N.any()):
                 self.voices_CE[row] = F.normalize(projected_NE[own_N].sum(0), dim=0)
 
     def _fit_projection(
-        self, features_NP: Tensor, speakers: list[str], corpora: list[int], shares: Sequence[float] | None
+        self, features_NP: Tensor, speakers: list[str], corpora: list[int], shares: Sequence[float] | None,
+        weights_N: np.ndarray,
     ) -> None:  # fmt: skip
         """A corpus counts by its share; without shares all speakers count alike.
 
@@ -180,9 +184,9 @@ class Speaker(Task):
         self.offset_P.zero_()
         self.projection_PE.copy_(torch.eye(*self.projection_PE.shape))
         if 0 < self.lda_dim < min(len(set(speakers)), self.projection_PE.size(1)):
-            self.offset_P.copy_(features_NP.mean(0))
             features = features_NP.cpu().numpy().astype(np.float64)
-            weights_N = utterance_weights(speakers, corpora, shares)
+            self.offset_P.copy_(torch.from_numpy(np.average(features, axis=0, weights=weights_N)))
+            weights_N = weights_N * utterance_weights(speakers, corpora, shares)
             centred_NP, apart_PP = centred_by_corpus(features, weights_N, speakers, corpora, set(self.speakers))
             # columns beyond the directions are zero, so that the size does not depend on the data
             directions_PK = discriminant_directions(centred_NP, apart_PP, speakers, weights_N, self.lda_dim)
