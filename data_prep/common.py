@@ -90,7 +90,10 @@ def make_cut(
     duration_s: float | None = None,
     channel: int | None = None,
 ) -> MonoCut:
-    """A cut with exactly one supervision over its whole length; an empty label is absent (None), never ''."""
+    """A cut with exactly one supervision over its whole length; an empty label is absent (None), never ''.
+
+    So is a text without a letter or digit: tables have a '-' where it is not known.
+    """
     if channel is None and len(recording.channel_ids) > 1:
         raise Unusable(f"audio has {len(recording.channel_ids)} channels; name the one to use with the option channel")
     channel = channel or 0
@@ -103,8 +106,8 @@ def make_cut(
         start=0.0,
         duration=duration_s,
         channel=channel,
-        text=text or None,
-        speaker=f"{corpus}-{speaker}" if speaker else None,
+        text=text if any(map(str.isalnum, text or "")) else None,
+        speaker=f"{corpus}-{name}" if (name := (speaker or "").strip()) else None,
         gender=gender_of(gender),
         language=language or None,
         custom={"corpus": corpus, **{k: v for k, v in (labels or {}).items() if v not in (None, "")}},

@@ -1,6 +1,6 @@
 """A Kaldi data folder: wav.scp, and as far as they are there text, utt2spk, segments, spk2gender, reco2channel.
 
-Takes the folder; returns one split. Further tables named ``utt2LABEL`` or ``spk2LABEL`` become labels (utt2lang is the
+Takes the folder; returns one split. Further tables named ``utt2LABEL`` or ``spk2LABEL`` become labels (``lang`` is the
 language). Entries of wav.scp that are commands ('... |') are left out: they are never run. lhotse.kaldi was tried for
 this: it opens piped entries by running them, and stops at the first file that is missing.
 
@@ -11,6 +11,7 @@ data folder, its parents and the working directory are tried. Format: https://ka
 from __future__ import annotations
 
 import re
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +34,11 @@ from data_prep.common import (
 
 LABEL = re.compile(r"(utt|spk)2[A-Za-z0-9_]+")  # and no backup such as utt2spk.bak
 NUMBER = re.compile(r"0|[1-9][0-9]*")  # and not 07, which is another label than 7
-NOT_LABELS = {"utt2spk", "utt2dur", "utt2num_frames", "utt2uniq", "spk2utt", "spk2gender", "utt2lang"}
+OF_SPEECH = {
+    "gender": ("utt2gender", "spk2gender"), "language": ("utt2lang", "utt2language", "spk2lang", "spk2language"),
+}  # fmt: skip
+"""Tables of what has a field of its own; an utterance's go before its speaker's."""
+NOT_LABELS = {"utt2spk", "utt2dur", "utt2num_frames", "utt2uniq", "spk2utt", *chain(*OF_SPEECH.values())}
 
 
 class Segment(NamedTuple):
@@ -70,16 +75,17 @@ def prepare(
             left_out.append(LeftOut(utterance, str(unusable)))
     for utterance in sorted(tables["text"].keys() - segments.keys()):
         left_out.append(LeftOut(utterance, "utterance is in text but has no audio in wav.scp or segments"))
-    for speaker, gender in sorted(tables["spk2gender"].items()):
-        if gender_of(gender) is None:
-            reason = f"label gender dropped, its utterances are kept: {gender!r}; accepted: f or m"
-            left_out.append(LeftOut(f"speaker {speaker}", reason))
+    for table, kind in zip(OF_SPEECH["gender"], ("utterance", "speaker"), strict=True):
+        for item, gender in sorted(tables[table].items()):
+            if gender_of(gender) is None:
+                reason = f"label gender dropped, its utterances are kept: {gender!r}; accepted: f or m"
+                left_out.append(LeftOut(f"{kind} {item}", reason))
     return Prepared({split: to_cuts(cuts)}, left_out)
 
 
 def _tables(folder: Path) -> list[Path]:
     extra = [path for path in folder.iterdir() if LABEL.fullmatch(path.name) and path.name not in NOT_LABELS]
-    known = ("text", "utt2spk", "spk2gender", "utt2lang", "reco2channel")
+    known = ("text", "utt2spk", "reco2channel", *chain(*OF_SPEECH.values()))
     return [*(folder / name for name in known), *sorted(extra)]
 
 
@@ -143,15 +149,17 @@ def _cut(
     speaker = tables["utt2spk"].get(utterance)
     of_utterance = {table: values.get(utterance) for table, values in tables.items() if table.startswith("utt2")}
     of_speaker = {table: values.get(speaker or "") for table, values in tables.items() if table.startswith("spk2")}
-    labels = {table[4:]: value for table, value in {**of_speaker, **of_utterance}.items() if table not in NOT_LABELS}
+    both = of_speaker | of_utterance
+    labels = {table[4:]: value for table, value in both.items() if table not in NOT_LABELS}
+    gender, own_language = (next(filter(None, map(both.get, names)), None) for names in OF_SPEECH.values())
     return make_cut(
         recording,
         f"{name}-{utterance}",
         name,
         text=tables["text"].get(utterance),
         speaker=speaker,
-        gender=of_speaker.get("spk2gender"),
-        language=of_utterance.get("utt2lang") or language,
+        gender=gender,
+        language=own_language or language,
         labels={label: int(value) if value and NUMBER.fullmatch(value) else value for label, value in labels.items()},
         start_s=start_s,
         duration_s=duration_s,

@@ -306,7 +306,7 @@ def _mono(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.nda
         sound = block if is_sound_N.all() else block[: is_sound_N.argmin()]
         found += len(sound)
         if len(sound):
-            yield np.ascontiguousarray(_averaged(sound) if sound.ndim == 2 else sound, dtype=np.float32)
+            yield np.ascontiguousarray(averaged(sound) if sound.ndim == 2 else sound, dtype=np.float32)
         if len(sound) < len(block):
             raise AudioError(f"{name}: damaged after {found / rate:.1f} s: samples that are not numbers, or too large")
     if found == 0:
@@ -329,7 +329,7 @@ def offset_of(samples_N: np.ndarray) -> np.float32:
     return np.float32(mean if abs(mean) > LARGEST_OFFSET else 0.0)
 
 
-def _averaged(block: np.ndarray) -> np.ndarray:
+def averaged(block: np.ndarray) -> np.ndarray:
     """(N, channels) -> (N,): the mean; the loudest where they cancel one another out, being in opposite phase."""
     mono = block.mean(axis=1, dtype=np.float32)
     powers = np.square(block, dtype=np.float32).mean(axis=0)

@@ -10,17 +10,19 @@ import random
 from collections.abc import Sequence
 
 import numpy as np
+import soxr
 from lhotse.augmentation import ReverbWithImpulseResponse
 from lhotse.cut import Cut, append_cuts
 from scipy.signal import butter, sosfilt
 
 from speech_mtl.config import AugmentConfig
 from speech_mtl.cuts import labels_at_speed
+from speech_mtl.resampling import resample
 
 LOW_HZ, HIGH_HZ, ORDER = (20.0, 400.0), (3300.0, 7500.0), (2, 12)
 """Corners of a band, and how steep they are: from small microphones to a telephone's 300 to 3400 Hz."""
-SAMPLED_HZ = 4000.0
-"""Nothing at all is above it in half of the bands: what was once sampled at 8 kHz."""
+TELEPHONE_RATE = 8000
+"""At which half of the bands were once sampled."""
 
 
 class Augmentation:
@@ -64,15 +66,15 @@ class Augmentation:
 
 
 def in_band(audio: np.ndarray, sample_rate: int, rng: random.Random) -> np.ndarray:
-    """The samples (N,) float32 as they pass what transmits a drawn band only (a Butterworth filter)."""
+    """The samples (N,) float32 as they pass what transmits a drawn band only: a Butterworth filter, at 8 kHz or not."""
     low_hz, high_hz, order = rng.uniform(*LOW_HZ), rng.uniform(*HIGH_HZ), rng.randint(*ORDER)
     if high_hz < sample_rate / 2:
         sections = butter(order, [low_hz, high_hz], "bandpass", fs=sample_rate, output="sos")
     else:
         sections = butter(order, low_hz, "highpass", fs=sample_rate, output="sos")
-    audio = sosfilt(sections, audio)
-    if rng.random() < 0.5:
-        spectrum_K = np.fft.rfft(audio)
-        spectrum_K[np.fft.rfftfreq(len(audio), 1 / sample_rate) > SAMPLED_HZ] = 0
-        audio = np.fft.irfft(spectrum_K, len(audio))
-    return audio.astype(np.float32)
+    audio = sosfilt(sections, audio).astype(np.float32)
+    if rng.random() < 0.5 and sample_rate > TELEPHONE_RATE:
+        through = rng.choice((resample, soxr.resample))  # ours leaves more above the old Nyquist frequency
+        sampled = through(through(audio, sample_rate, TELEPHONE_RATE), TELEPHONE_RATE, sample_rate)[: len(audio)]
+        audio = np.pad(sampled, (0, len(audio) - len(sampled)))
+    return audio

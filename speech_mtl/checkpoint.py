@@ -87,6 +87,14 @@ def save_model(model: SpeechModel, folder: Path, card: str) -> None:
             path.replace(folder / path.name)
 
 
+def check_new(folder: Path) -> None:
+    """Raises CheckpointError for a folder in which a model would replace what is there."""
+    for name in (CONFIG, WEIGHTS, TOKENIZER, LABELS, "README.md"):
+        if (folder / name).exists():
+            held = "a model" if name == CONFIG else f"a {name}, which the model's would replace"
+            raise CheckpointError(f"{folder} already holds {held}; choose another folder")
+
+
 def describe(folder: Path, config: Config, names: list[str], **more: Any) -> None:
     """Write config.json: the config, the SHA-256 of those files that there are, and what else there is to say."""
     files = {name: _sha256(folder / name) for name in names if (folder / name).exists()}

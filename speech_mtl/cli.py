@@ -30,6 +30,7 @@ from speech_mtl.cli_options import (
     PriorWeight,
     UnknownScore,
     WordScore,
+    check_out,
     checked_device,
     decoding_of,
 )  # fmt: skip
@@ -234,14 +235,16 @@ def evaluate_(
 ) -> None:
     """Score a model. A table here; summary.json, utterances.jsonl and report.html in a folder.
 
-    With --conversations these are summary.json, conversations.jsonl and a result per conversation, ID.json. Those of
-    an earlier evaluation in the folder are replaced.
+    With --conversations these are summary.json, conversations.jsonl and a result per conversation, ID.json. What
+    has the same name is replaced: give evaluations that are to be kept a folder each.
 
     \b
     Example: speech-mtl evaluate runs/an4 data/an4/trial.jsonl.gz --enroll data/an4/enroll.jsonl.gz --out eval
     """
     out = out or model / "eval"
     decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
+    written = ("summary.json", "conversations.jsonl", "utterances.jsonl", "report.html", "report.md")
+    check_out([out / name for name in written], [*manifests, *(enroll or []), lm])
     if conversations:
         from speech_mtl.cli_conversations import evaluate as evaluate_conversations
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from lhotse import SupervisionSegment
 from lhotse.cut import Cut
+from lhotse.utils import fastcopy
 
 from speech_mtl.audio import Audio, AudioError, cut_audio
 from speech_mtl.data import DataError, read_cuts, repetition
@@ -27,8 +28,8 @@ from speech_mtl.formats import format_result
 from speech_mtl.metrics import error_rates, word_errors
 from speech_mtl.recognizer import Recognizer
 from speech_mtl.results import Result
-from speech_mtl.speakers import UNKNOWN, is_unknown
-from speech_mtl.tasks import label_of
+from speech_mtl.speakers import UNKNOWN, is_unknown, plain
+from speech_mtl.tasks import label_of, text_of
 from speech_mtl.text import normalize
 
 COLLAR_S = 0.25
@@ -105,12 +106,14 @@ def _check_truth(cut: Cut) -> None:
     for supervision in cut.supervisions:
         if supervision.text is None or supervision.speaker is None:
             raise DataError(f"conversation '{cut.id}': utterance '{supervision.id}' lacks a text or a speaker")
+    if text_of(cut) is None:
+        raise DataError(f"conversation '{cut.id}' begins or ends within an utterance; expected whole ones")
 
 
 def score(result: Result, cut: Cut, recognizer: Recognizer) -> Row:
     """Counts of one conversation; `summarize` turns them into rates."""
     config = recognizer.model.config.text
-    truth = sorted(cut.supervisions, key=lambda s: s.start)
+    truth = [fastcopy(s, speaker=plain(s.speaker)) for s in sorted(cut.supervisions, key=lambda s: s.start)]
     reference = [(s.speaker or "", normalize(s.text or "", config), s.start, s.end) for s in truth]
     hypothesis = [(s.speaker or UNKNOWN, s.text, s.start_s, s.end_s) for s in result.segments]
     words = [(s.speaker or UNKNOWN, w.text, w.start_s, w.end_s) for s in result.segments for w in s.words]

@@ -16,7 +16,7 @@ from functools import partial
 from zlib import crc32
 
 from lhotse import SupervisionSegment
-from lhotse.cut import Cut, MixedCut
+from lhotse.cut import Cut, MixedCut, PaddingCut
 from lhotse.utils import fastcopy
 
 from speech_mtl.config import Config
@@ -159,7 +159,8 @@ class MatchedLengths:
         spare_samples = int((whole.duration - target_s) * whole.sampling_rate)
         if spare_samples > 0:
             offset_s = rng.randrange(spare_samples + 1) / whole.sampling_rate
-            whole = whole.truncate(offset=offset_s, duration=target_s)
+            cropped = whole.truncate(offset=offset_s, duration=target_s)
+            whole = whole if isinstance(cropped, PaddingCut) else cropped  # nothing else was there
         return whole.with_id(cut.id)
 
 

@@ -37,7 +37,7 @@ from lhotse.utils import fastcopy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from speech_mtl.audio import offset_of, reason_of
+from speech_mtl.audio import averaged, offset_of, reason_of
 from speech_mtl.augment import Augmentation
 from speech_mtl.config import Config, DataConfig
 from speech_mtl.cuts import MatchedLengths, StrungTogether, seeded
@@ -96,7 +96,9 @@ def _parse_cut(line: str, where: str) -> Cut:
 
 
 def _check_cut(cut: Cut, where: str) -> None:
-    """That durations are numbers and texts are text; lhotse takes whatever stands there."""
+    """That times are numbers, ids and texts are text; lhotse takes whatever stands there."""
+    if not isinstance(cut.id, str):
+        raise DataError(f"{where}: a cut's id is {cut.id!r}; expected text in quotes")
     if not isinstance(cut.duration, int | float):
         raise DataError(f"{where}: cut '{cut.id}': duration is {cut.duration!r}; expected seconds, a number")
     if not cut.duration > 0:
@@ -105,6 +107,8 @@ def _check_cut(cut: Cut, where: str) -> None:
         name = f"{where}: supervision '{supervision.id}'"
         if not isinstance(supervision.duration, int | float):
             raise DataError(f"{name}: duration is {supervision.duration!r}; expected seconds, a number")
+        if not isinstance(supervision.start, int | float):
+            raise DataError(f"{name}: start is {supervision.start!r}; expected seconds, a number")
         if not supervision.duration >= 0:
             raise DataError(f"{name} ends before it starts: {supervision.duration} s")
         if not isinstance(supervision.text, str | None):
@@ -220,7 +224,7 @@ class SpeechDataset(Dataset):
         return lifted(audio, self.sample_rate), cut
 
     def _load(self, cut: Cut) -> np.ndarray:
-        audio = cut.resample(self.sample_rate).load_audio().mean(axis=0, dtype=np.float32)
+        audio = averaged(cut.resample(self.sample_rate).load_audio().T)
         if not np.isfinite(audio).all():
             raise DataError("holds samples that are not numbers (NaN or infinite)")
         if len(audio) < self.least_samples:

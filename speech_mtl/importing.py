@@ -17,7 +17,15 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from speech_mtl.checkpoint import CheckpointError, check_memory, empty_model, load_weights, read_object, save_model
+from speech_mtl.checkpoint import (
+    CheckpointError,
+    check_memory,
+    check_new,
+    empty_model,
+    load_weights,
+    read_object,
+    save_model,
+)
 from speech_mtl.config import Config, TextConfig
 from speech_mtl.model import SpeechModel
 from speech_mtl.nemo import read_nemo
@@ -46,8 +54,7 @@ def import_model(source: str | Path, out: Path, tell: Callable[[str], object] = 
 
     `tell` is called with what a person should know of it.
     """
-    if (out / "config.json").exists():
-        raise CheckpointError(f"{out} already holds a model; choose another folder")
+    check_new(out)
     found = read_source(locate(source))
     plain = Tokenizer(found.tokenizer, TextConfig())
     tokenizer = Tokenizer(found.tokenizer, text_policy(plain.pieces))

@@ -194,7 +194,7 @@ def survey(manifests: list[str]) -> Survey:
     found = Survey(Inventory(), config, hours=dict.fromkeys(config.tasks, 0.0))
     frames: list[tuple[str, str, int]] = []
     found.inventory = take_inventory(_watched(_located(manifests), found, frames), config)
-    if found.inventory.texts and any(text.strip() for text in found.inventory.texts):
+    if any(normalize(text, config.text) for text in found.inventory.texts):
         tokenizer = Tokenizer.train(found.inventory.texts, config.text)
         found.characters = len(tokenizer) - 1  # less the word mark
         found.too_long = [cut for cut, text, length in frames if frames_needed(tokenizer.encode(text)) > length]

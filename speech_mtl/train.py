@@ -25,7 +25,7 @@ from accelerate.utils import InitProcessGroupKwargs, set_seed
 
 from speech_mtl import frame_cache, interference
 from speech_mtl.calibration import Calibration, save_calibration
-from speech_mtl.checkpoint import CheckpointError, keep_lines, save_model, write_atomically
+from speech_mtl.checkpoint import CheckpointError, check_new, keep_lines, save_model, write_atomically
 from speech_mtl.config import Config
 from speech_mtl.console import METRICS, TrainingConsole, stopped_by_signals
 from speech_mtl.data import Batch, DataError, batches, length_batches, read_cuts
@@ -67,8 +67,8 @@ def train(config: Config, out: str | Path, *, resume: bool = False) -> Path:
         raise CheckpointError(f"nothing to resume: {state} does not exist")
     if not resume and state.exists():
         raise CheckpointError(f"{out} already holds a run; resume it, or choose another folder")
-    if not resume and (out / "config.json").exists():
-        raise CheckpointError(f"{out} already holds a model, and no state to resume from; choose another folder")
+    if not resume:
+        check_new(out)
     trainer = Trainer(config, out)
     if resume:
         trainer.load_state(state)

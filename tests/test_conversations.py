@@ -18,9 +18,11 @@ from test_recognizer import save_tiny
 
 import data_prep
 from data_prep.common import PrepareError
+from speech_mtl.audio import cut_audio
 from speech_mtl.cli_conversations import table
 from speech_mtl.config import parse_config
 from speech_mtl.conversations import _under_the_right_name, diarization_errors, score, speaker_word_errors, summarize
+from speech_mtl.recognizer import Recognizer
 from speech_mtl.results import Result, Segment, Word
 
 
@@ -229,6 +231,20 @@ def test_a_conversation_scored_by_hand() -> None:
     assert "1 of 3 conversations (1 too few, 1 too many)" in table(found)
 
 
+def test_names_are_compared_as_they_are_enrolled(tmp_path: Path) -> None:
+    """Decomposed letters, as folders of some systems have them, and spaces."""
+    model = save_tiny(tmp_path / "model")
+    recognizer = Recognizer.from_pretrained(model, db=tmp_path / "speakers.db")
+    (cut, *_), name = simulate(tmp_path, minutes=0.3), "Zoe\u0308  Li"
+    renamed = cut.map_supervisions(lambda s: fastcopy(s, speaker=name))
+    recognizer.enroll(name, [cut_audio(cut)], force=True)
+    for said_by in (recognizer.database.names()[0], "unknown 1"):
+        words = [Word("a", s.start, s.end, 1.0, said_by) for s in cut.supervisions]
+        segments = [Segment(words[0].start_s, words[-1].end_s, "a", words, said_by, None, None, {})]
+        row = score(Result("x", cut.duration, "", segments), renamed, recognizer)
+        assert row["named"] == (len(words) if said_by != "unknown 1" else 0) and row["strangers"]["words"] == 0
+
+
 def test_evaluate_conversations(tmp_path: Path) -> None:
     model = save_tiny(tmp_path / "model")
     cuts = simulate(tmp_path, minutes=0.3)
@@ -262,6 +278,16 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     CutSet.from_cuts([bare]).to_file(tmp_path / "bare.jsonl.gz")
     result = call("evaluate", model, tmp_path / "bare.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
     assert result.exit_code == 1 and "lacks a text or a speaker" in result.stderr
+    half = cuts[0].truncate(duration=cuts[0].supervisions[-1].start + 0.2)
+    CutSet.from_cuts([half]).to_file(tmp_path / "half.jsonl.gz")
+    result = call("evaluate", model, tmp_path / "half.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
+    assert result.exit_code == 1 and "begins or ends within an utterance; expected whole ones" in result.stderr
+    (tmp_path / "eval" / "conversations.jsonl").unlink()
+    CutSet.from_cuts(cuts[:1]).to_file(tmp_path / "eval" / "conversations.jsonl")
+    for way in (["--conversations"], []):
+        truth = tmp_path / "eval" / "conversations.jsonl"
+        result = call("evaluate", model, truth, *way, "--out", tmp_path / "eval")
+        assert result.exit_code == 2 and "would be lost" in " ".join(result.stderr.replace("│", " ").split())
     CutSet.from_cuts([cuts[0].drop_supervisions()]).to_file(tmp_path / "silent.jsonl.gz")
     result = call("evaluate", model, tmp_path / "silent.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
     assert result.exit_code == 1 and f"conversation '{cuts[0].id}' has no utterance" in result.stderr

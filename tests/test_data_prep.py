@@ -264,6 +264,8 @@ def test_kaldi_segments_labels_and_left_outs(tmp_path: Path) -> None:
     write(folder / "text", "u1 HELLO THERE", "u2", "u99 NO AUDIO")
     write(folder / "utt2spk", "u1 ann", "u2 bob")
     write(folder / "spk2gender", "ann F", "bob ?")
+    write(folder / "utt2gender", "u2 x")
+    write(folder / "spk2language", "bob fr")
     write(folder / "utt2emotion", "u1 happy")
     write(folder / "utt2power", "u1 ²")  # a digit, and no number
     write(folder / "spk2age", "ann 30")
@@ -275,7 +277,8 @@ def test_kaldi_segments_labels_and_left_outs(tmp_path: Path) -> None:
     assert (label.text, label.speaker, label.gender, label.language) == ("HELLO THERE", "kaldi-ann", "female", "en")
     assert label.custom == {"corpus": "kaldi", "emotion": "happy", "power": "²", "age": 30, "zone": "07"}
     assert second.supervisions[0].custom == {"corpus": "kaldi", "zone": 7}
-    assert (second.supervisions[0].text, second.supervisions[0].gender) == (None, None)
+    second = second.supervisions[0]
+    assert (second.text, second.gender, second.language) == (None, None, "fr")
     expected = {
         "u3": "end is not after the start",
         "u4": "end is more than",
@@ -287,6 +290,7 @@ def test_kaldi_segments_labels_and_left_outs(tmp_path: Path) -> None:
         "u99": "no audio in wav.scp or segments",
         "r5": "no entry in segments",
         "speaker bob": "label gender dropped, its utterances are kept: '?'",
+        "utterance u2": "label gender dropped, its utterances are kept: 'x'",
     }
     assert left_out.keys() == expected.keys()
     assert all(reason in left_out[item] for item, reason in expected.items())

@@ -237,6 +237,18 @@ def test_a_crop_keeps_labels_that_only_a_part_carried(tmp_path: Path) -> None:
         assert matched.duration == 1.0 and label_of(matched, "speaker") == "ann"
 
 
+def test_a_crop_holds_more_than_padding() -> None:
+    """A second of somebody, and nine of silence that were put behind it."""
+    config = config_for(["unread"], match_lengths=True)
+    padded = silent_cut("padded", 1.0, speaker="ann").pad(10.0, preserve_id=True)
+    kinds = set()
+    for epoch in range(10):
+        _, matched = MatchedLengths([silent_cut("short", 1.0, text="low"), padded], config, epoch)
+        assert matched.id == "padded" and label_of(matched, "speaker") == "ann"
+        kinds.add(matched.duration)
+    assert kinds >= {10.0} and len(kinds) <= 2
+
+
 def test_only_the_same_labels_are_strung_together() -> None:
     values = tiny_values({"train": "", "dev": ""})
     values["tasks"]["mood"] = {"type": "classify", "label": "emotion"}

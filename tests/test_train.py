@@ -181,8 +181,12 @@ def test_a_run_is_not_overwritten_and_resumes_only_as_itself(corpus: dict[str, s
         with pytest.raises(CheckpointError, match=r"state\.pt: damaged, or no state of a run"):
             train(parse_config(values, "x"), tmp_path / "run", resume=True)
     (tmp_path / "run/training/state.pt").unlink()
-    with pytest.raises(CheckpointError, match="already holds a model, and no state to resume from"):
+    with pytest.raises(CheckpointError, match="already holds a model; choose another folder"):
         train(parse_config(values, "x"), tmp_path / "run")
+    (tmp_path / "README.md").write_text("somebody's notes")
+    with pytest.raises(CheckpointError, match=r"already holds a README.md, which the model's would replace"):
+        train(parse_config(values, "x"), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["README.md"]
 
 
 @pytest.mark.parametrize("text", ["abc low", "mid hiqh"], ids=["other pieces", "one for another"])
