@@ -10,6 +10,7 @@ from torch import nn
 from speech_mtl.checkpoint import CheckpointError, load_model
 from speech_mtl.config import Config, ConfigError
 from speech_mtl.data import DataError, SpeechDataset, is_usable, read_cuts
+from speech_mtl.engine import OnnxModel
 from speech_mtl.inventory import Inventory, check_dev, check_labels, take_inventory
 from speech_mtl.mixture import read_training
 from speech_mtl.model import SpeechModel
@@ -162,6 +163,8 @@ def start_from(model: SpeechModel, other: SpeechModel, folder: str) -> None:
     A block of the stack keeps its place: one that was shared there may be a task's own here, and the other way round.
     On a frozen recogniser the other tasks' heads start anew.
     """
+    if isinstance(other, OnnxModel):
+        raise CheckpointError(f"{folder} is an export, which cannot learn; give the folder it was made from")
     own, theirs = model.state_dict(), other.state_dict()
     taken = {}
     frozen = model.config.frozen_parts() if model.config.trunk.frozen else ()

@@ -398,6 +398,8 @@ def test_inspect(corpus: dict[str, str], tmp_path: Path) -> None:
     # 15 labelled utterances of three speakers last
     seconds = sum(cut.duration for cut in read_cuts([corpus["dev"], impossible]))
     assert by_name["3"] == [f"{3 * 3600 / seconds:.1f}", "5", "5", "5"]
+    dashes = call("inspect", make_corpus(tmp_path / "dashes", 1, seed=7, text="-"))
+    assert dashes.exit_code == 0 and "0 words, 0 characters" in dashes.stdout, dashes.output
     warnings = " ".join(result.stderr.split())
     assert "speaker: 3 of 3 labels have fewer than 10 utterances, such as ann with 5: too rare" in warnings
     few = "speaker: 3 speakers; an interval over speakers needs 10 or more, with fewer it is over their utterances"

@@ -329,15 +329,20 @@ def test_jsonl_keeps_labels_and_names_every_bad_line(tmp_path: Path) -> None:
         "",
     ]
     write(tmp_path / "train.jsonl", *lines)
-    write(tmp_path / "dev.json", json.dumps({**good, "text": "", "lang": "de"}))
+    changed = [{"text": "", "lang": "de"}, {"text": "-", "speaker": " ann "}, {"text": " ", "speaker": " "}]
+    write(tmp_path / "dev.json", *(json.dumps(good | changes) for changes in changed))
     splits, left_out = read(data_prep.prepare("jsonl", tmp_path, tmp_path / "out", language="en"))
     first, second = splits["train"]
     label = first.supervisions[0]
     assert (label.text, label.speaker, label.gender, label.language) == ("hello", "jsonl-7", "male", "en")
     assert label.custom == {"corpus": "jsonl", "emotion": "calm", "take": 3}
     assert (second.start, second.duration, second.supervisions[0].speaker) == (0.25, 0.5, None)
-    (dev,) = splits["dev"]
+    dev, *unknown = splits["dev"]
     assert (dev.supervisions[0].text, dev.supervisions[0].language) == (None, "de")
+    assert [(cut.supervisions[0].text, cut.supervisions[0].speaker) for cut in unknown] == [
+        (None, "jsonl-ann"),
+        (None, None),
+    ]
     expected = {
         3: "line is not JSON",
         4: "line is a JSON list",

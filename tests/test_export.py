@@ -22,6 +22,7 @@ from speech_mtl.cli import app
 from speech_mtl.config import parse_config
 from speech_mtl.engine import GRAPH, EngineError, OnnxModel, open_session
 from speech_mtl.export import export_model
+from speech_mtl.initial import start_from
 from speech_mtl.recognizer import Recognizer
 from speech_mtl.results import Result
 from speech_mtl.tasks import Frames
@@ -83,6 +84,12 @@ def mel(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         patch.setattr(exporting, "MOST_WITHIN", 0)
         export_model(folder, folder.parent / "export", start="mel")
     return folder, folder.parent / "export"
+
+
+def test_an_export_is_no_start_for_training(own: tuple[Path, Path]) -> None:
+    model = load_model(own[0])
+    with pytest.raises(CheckpointError, match="is an export, which cannot learn; give the folder it was made from"):
+        start_from(model, load_model(own[1]), "export")
 
 
 @pytest.fixture(scope="module")
