@@ -151,6 +151,13 @@ def check_counts(least: int, **options: int) -> None:
             raise PrepareError(f"option {name}: {value} given; accepted: {least} or more")
 
 
+def check_shares(**options: float) -> None:
+    """Raises PrepareError for an option that is no share."""
+    for name, share in options.items():
+        if not 0 <= share <= 1:
+            raise PrepareError(f"option {name}: {share} given; accepted: a share from 0 to 1")
+
+
 def find_folder(source: Path, candidates: Sequence[str], needs: str) -> Path:
     """The first of source/candidate that holds ``needs`` (a file or folder); PrepareError when none does."""
     if not source.is_dir():

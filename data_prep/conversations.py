@@ -19,13 +19,15 @@ from random import Random
 
 import numpy as np
 import soundfile
+import soxr
 from lhotse import MonoCut, Recording, SupervisionSegment
 from lhotse.cut import Cut
 from lhotse.utils import fastcopy
+from scipy.signal import butter, sosfilt
 
-from data_prep.common import LeftOut, Prepared, PrepareError, check_counts, progress, to_cuts
+from data_prep.common import LeftOut, Prepared, PrepareError, check_counts, check_shares, progress, to_cuts, write_flac
 from data_prep.rooms import impulse_response
-from speech_mtl.audio import reason_of
+from speech_mtl.audio import averaged, reason_of
 from speech_mtl.data import DataError, Manifest
 
 SAMPLE_RATE = 16000
@@ -40,6 +42,7 @@ OVERLAP_MAX_S = 1.0
 EDGE_S, FADE_S = 0.25, 0.05
 """Recorded silence that is kept on either side of the speech, and how much of that is faded."""
 BLOCK_S = 30.0
+TELEPHONE_HZ, TELEPHONE_RATE = (300.0, 3400.0), 8000
 
 
 @dataclass(frozen=True)
@@ -91,14 +94,17 @@ def prepare(
     noise: Path | None = None,
     snr_db: float = 20.0,
     room: float = 0.0,
+    telephone: float = 0.0,
     seed: int = 0,
 ) -> Prepared:
     """``audio`` is the folder the recordings go to; ``pause_s`` a mean.
 
     ``backchannels`` and ``overlap`` are shares of the turns; ``noise`` is a manifest of noises that are laid under the
-    speech, ``snr_db`` below it; ``room`` is the longest reverberation time in seconds, 0 for none.
+    speech, ``snr_db`` below it; ``room`` is the longest reverberation time in seconds, 0 for none; ``telephone`` is the
+    share of the recordings that have passed one: at 8 kHz, between TELEPHONE_HZ.
     """
-    _check_options(conversations, minutes, speakers, pause_s, backchannels, overlap, room)
+    _check_options(conversations, minutes, speakers, pause_s, room)
+    check_shares(backchannels=backchannels, overlap=overlap, telephone=telephone)
     left_out: list[LeftOut] = []
     by_speaker = _by_speaker(_read(source), left_out)
     if len(by_speaker) < speakers:
@@ -115,19 +121,22 @@ def prepare(
             tape = Tape(file, _background(noises, snr_db, voices, rng))
             turns = _turns(voices, pause_s, backchannels, overlap, rng)
             supervisions = _record(tape, turns, 60 * minutes, name)
+        if Random(f"{seed}/{number}/telephone").random() < telephone:
+            _over_telephone(part)
         # a preparation with other options leaves the sound of this one, to which manifests point, alone
         path = part.replace(audio / f"{name}-{hashlib.sha256(part.read_bytes()).hexdigest()[:8]}.flac")
         cuts.append(_cut(path, name, supervisions))
     return Prepared({"conversations": to_cuts(cuts)}, left_out, [source])
 
 
-def _check_options(
-    conversations: int, minutes: float, speakers: int, pause_s: float, backchannels: float, overlap: float, room: float
-) -> None:
+def _over_telephone(recording: Path) -> None:
+    samples, rate = soundfile.read(recording, dtype="float32")
+    heard = sosfilt(butter(4, TELEPHONE_HZ, "bandpass", fs=rate, output="sos"), samples).astype(np.float32)
+    write_flac(recording, soxr.resample(heard, rate, TELEPHONE_RATE), TELEPHONE_RATE)
+
+
+def _check_options(conversations: int, minutes: float, speakers: int, pause_s: float, room: float) -> None:
     check_counts(1, conversations=conversations, speakers=speakers)
-    for name, share in {"backchannels": backchannels, "overlap": overlap}.items():
-        if not 0 <= share <= 1:
-            raise PrepareError(f"option {name}: {share} given; accepted: a share from 0 to 1")
     if minutes <= 0 or pause_s < 0:
         raise PrepareError(f"option minutes or pause_s: {minutes}, {pause_s} given; accepted: above 0, 0 or more")
     if not 0 <= room <= 0.8:
@@ -201,7 +210,7 @@ def _utterance(voice: Voice, cut: Cut) -> Utterance:
 
 def _samples(cut: Cut) -> np.ndarray:
     try:
-        return cut.resample(SAMPLE_RATE).load_audio().mean(axis=0)
+        return averaged(cut.resample(SAMPLE_RATE).load_audio().T)
     except Exception as error:  # lhotse raises many kinds, over many lines
         recording = getattr(cut, "recording", None)
         path = recording.sources[0].source if recording else "its sound"

@@ -52,6 +52,19 @@ def test_a_simulated_conversation_holds_what_its_truth_says(tmp_path: Path) -> N
     assert [s.start for s in again[0].supervisions] == [s.start for s in cuts[0].supervisions]
 
 
+def test_a_telephone_takes_its_band_and_nothing_else(tmp_path: Path) -> None:
+    whole, called = (simulate(tmp_path, minutes=0.3, telephone=share) for share in (0.0, 1.0))
+    for before, after in zip(whole, called, strict=True):
+        assert (before.sampling_rate, after.sampling_rate) == (16000, 8000)
+        assert abs(after.duration - before.duration) < 0.001
+        assert [(s.start, s.text) for s in after.supervisions] == [(s.start, s.text) for s in before.supervisions]
+        powers_K = [np.abs(np.fft.rfft(cut.load_audio()[0])) ** 2 for cut in (before, after)]
+        hz_K = [np.fft.rfftfreq(cut.recording.num_samples, 1 / cut.sampling_rate) for cut in (before, after)]
+        for low, high, gain in ((50, 120, 0.0), (500, 3000, 1 / 4), (3800, 4000, 0.0)):  # half the rate, half the sums
+            sums = [power[(low < hz) & (hz < high)].sum() for power, hz in zip(powers_K, hz_K, strict=True)]
+            assert sums[1] / sums[0] == pytest.approx(gain, abs=0.03)
+
+
 def test_a_preparation_that_is_stopped_leaves_the_last_one_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
