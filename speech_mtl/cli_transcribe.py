@@ -101,6 +101,7 @@ def _transcribe(
 ) -> None:
     """The files' results to their targets, or to stdout where there are none."""
     from speech_mtl.audio import AudioError
+    from speech_mtl.checkpoint import write_atomically
 
     def early(name: str, segment: Segment) -> None:
         typer.echo(formats.stream_line(name, segment, fmt), nl=False)
@@ -112,7 +113,7 @@ def _transcribe(
         if file not in targets:
             typer.echo(text, nl=False)
             return
-        targets[file].write_text(text, encoding="utf-8")
+        write_atomically(targets[file].resolve(), lambda part: part.write_text(text, encoding="utf-8"))
         note(f"written: {targets[file]}")
 
     with bad_ones_last("transcribing", files) as (show, bad):

@@ -51,7 +51,7 @@ class Hearing:
 
 def hear_all(
     model: SpeechModel, asr: ASR, audios: Audio | Iterable[Audio], on_progress: Callable[[float], None],
-    on_phrases: Callable[[Hearing, list[Phrase]], None],
+    on_phrases: Callable[[Hearing, list[Phrase]], None] | None = None,
 ) -> Iterator[Hearing | AudioError]:  # fmt: skip
     """One answer a recording, in the order given: AudioError where nothing of it can be used.
 
@@ -60,7 +60,9 @@ def hear_all(
     rate = model.config.features.sample_rate
     others = [name for name, task in model.config.tasks.items() if task.type != "asr"]
     done = 0
-    for heard, window, core in heard_together(model, _windows(model, audios), asr.name, others):
+    for heard, window, core in heard_together(
+        model, _windows(model, audios), asr.name, others, at_once=on_phrases is not None
+    ):
         if window is not None and core is not None:
             complete, bounds = heard.stitch.add(core, window.ends)
             words = []
@@ -70,7 +72,8 @@ def hear_all(
                 heard.texts += [(answer["text"], answer["without"])] if "without" in answer else []
             phrases = phrases_in(model, complete, words)
             heard.phrases += phrases
-            on_phrases(heard, phrases)
+            if on_phrases is not None:
+                on_phrases(heard, phrases)
             on_progress(done + min(1.0, window.last / max(1, heard.promised)))
             continue
         done += 1

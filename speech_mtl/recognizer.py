@@ -150,11 +150,10 @@ class Recognizer:
         asr, enrolled = asr_of(self.model), self._enrolled()
 
         def on_phrases(heard: Hearing, phrases: list[Phrase]) -> None:
-            if on_segment is not None:
-                for segment in self._provisional(heard, phrases, enrolled):
-                    on_segment(heard.name, segment)
+            for segment in self._provisional(heard, phrases, enrolled):
+                on_segment(heard.name, segment)  # type: ignore[misc]
 
-        for heard in hear_all(self.model, asr, audios, on_progress, on_phrases):
+        for heard in hear_all(self.model, asr, audios, on_progress, on_phrases if on_segment else None):
             yield heard if isinstance(heard, AudioError) else self._result(heard, asr, speakers, enrolled)
 
     def _result(self, heard: Hearing, asr: ASR, speakers: int | None, enrolled: Enrolled) -> Result:
@@ -163,7 +162,7 @@ class Recognizer:
         notes = []
         if heard.level.note:
             notes.append(heard.level.note)
-        elif not segments:
+        if not segments and not heard.level.is_silent:
             notes.append("no words were recognised")
         confidence = [word.confidence for segment in segments for word in segment.words]
         if confidence and (mean := float(np.mean(confidence))) < UNSURE:

@@ -195,18 +195,19 @@ def hear(model: SpeechModel, batch: list[Window], asr: str | None, others: list[
 
 
 def heard_together(
-    model: SpeechModel, items: Iterable[tuple[K, Window | None]], asr: str, others: list[str]
+    model: SpeechModel, items: Iterable[tuple[K, Window | None]], asr: str, others: list[str], at_once: bool = False
 ) -> Iterator[tuple[K, Window | None, Stretch | None]]:
     """Windows of several recordings, each with its recording -> the same with their cores, in the order given.
 
-    An item without a window, such as a recording's end, is handed on in its place.
+    An item without a window, such as a recording's end, is handed on in its place. `at_once` hands every window on
+    before the next is read; otherwise short ones are heard several at a time.
     """
     limit = round(BATCH_S * model.config.features.sample_rate)
     pool: list[tuple[K, Window | None]] = []
     for item in items:
         pool.append(item)
         window = item[1]
-        if len(pool) >= POOL or (window is not None and 2 * len(window.samples) > limit):
+        if at_once or len(pool) >= POOL or (window is not None and 2 * len(window.samples) > limit):
             yield from _heard_pool(model, pool, limit, asr, others)
             pool = []
     yield from _heard_pool(model, pool, limit, asr, others)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import soundfile
@@ -39,6 +41,22 @@ def test_a_result_that_cannot_be_written_is_listed_and_the_others_are(place: Pat
     assert result.stderr.strip().splitlines()[-2:] == [summary, f"error: {place / 'out' / '0.txt'}: Is a directory"]
     result = call("transcribe", place / "0.wav", place / "1.wav", "-m", model, "--out", place / "0.wav")
     assert result.exit_code == 2 and "expected a folder" in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_a_result_that_cannot_be_written_leaves_the_last_one(
+    place: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert call("transcribe", place / "0.wav", "-m", model, "--out", place / "out").exit_code == 0
+    before = (place / "out" / "0.txt").read_bytes()
+
+    def full(path: Path, text: str, **options: Any) -> None:
+        path.write_bytes(text.encode()[:5])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    result = call("transcribe", place / "0.wav", "-m", model, "--out", place / "out")
+    assert result.exit_code == 1 and f"{place / 'out' / '0.txt'}: No space left on device" in result.stderr
+    assert before and [(path.name, path.read_bytes()) for path in (place / "out").iterdir()] == [("0.txt", before)]
 
 
 def test_no_recording_is_replaced_by_its_transcript(place: Path, model: Path) -> None:

@@ -97,6 +97,16 @@ def test_pieces_come_before_the_end_and_hold_the_result(recognizer: Recognizer) 
     assert {piece.speaker for _, piece in pieces} & {"ann", None} and result == recognizer.transcribe((samples, RATE))
 
 
+def test_pieces_between_silences_do_not_wait_for_one_another(recognizer: Recognizer) -> None:
+    """Short windows, of which many make a batch."""
+    samples = np.concatenate([np.concatenate([speech(3.0, seed=i), np.zeros(4 * RATE)]) for i in range(9)])
+    seen, shares = [], [0.0]
+    found = recognizer.transcribe(
+        (samples, RATE), shares.append, on_segment=lambda name, segment: seen.append(shares[-1])
+    )
+    assert seen[0] < 0.3 and len(set(seen)) > 5 and found == recognizer.transcribe((samples, RATE))
+
+
 @pytest.mark.parametrize("ending", ["flac", "mp3", "ogg"])
 def test_what_comes_before_the_damage_is_kept(recognizer: Recognizer, tmp_path: Path, ending: str) -> None:
     """Bytes of noise in the middle of a file."""

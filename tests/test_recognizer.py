@@ -353,6 +353,10 @@ def test_noise_one_word_and_eight_channels(recognizer: Recognizer, tmp_path: Pat
             words = [word for segment in result.segments for word in segment.words]
             assert words or result.notes == ["no words were recognised"]
             assert all(word.start_s < word.end_s <= result.duration_s and word.speaker for word in words)
+    loud = recognizer.transcribe((np.clip(rng.normal(0, 9, 5 * RATE), -1, 1), RATE))
+    assert "clipped" in loud.notes[0] and (loud.text or loud.notes[1:] == ["no words were recognised"])
+    loud = bundled.transcribe((np.clip(rng.normal(0, 9, 5 * RATE), -1, 1), RATE))
+    assert not loud.text and loud.notes[1:] == ["no words were recognised"]
     one = recognizer.transcribe((speech(3.0), RATE)).segments
     assert recognizer.transcribe(tmp_path / "eight.wav").text == " ".join(segment.text for segment in one)
 
