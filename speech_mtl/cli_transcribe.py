@@ -113,7 +113,11 @@ def _transcribe(
         if file not in targets:
             typer.echo(text, nl=False)
             return
-        write_atomically(targets[file].resolve(), lambda part: part.write_text(text, encoding="utf-8"))
+        target = targets[file].resolve()
+        if target.exists() and not target.is_file():  # a device is written to, never replaced
+            target.write_text(text, encoding="utf-8")
+        else:
+            write_atomically(target, lambda part: part.write_text(text, encoding="utf-8"))
         note(f"written: {targets[file]}")
 
     with bad_ones_last("transcribing", files) as (show, bad):
