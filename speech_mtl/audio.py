@@ -10,16 +10,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from io import FileIO
+from itertools import chain
 from math import ceil
 from os import PathLike
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import soundfile
 
+from speech_mtl.containers import Unfinished, opened
 from speech_mtl.resampling import resampled
 
 if TYPE_CHECKING:
@@ -111,8 +112,9 @@ def open_sound(audio: Audio, sample_rate: int) -> Sound:
         raise AudioError(f"{type(audio).__name__} is no recording; expected a file's path, or (samples, rate)")
     else:
         path = Path(audio)
-        file = _opened(path)
-        rate, promised, blocks = file.samplerate, file.frames, _read(path, file)
+        files = _opened(path)
+        file = next(files)
+        rate, promised, blocks = file.samplerate, file.frames, _read(path, file, files)
     mono = _mono(blocks, rate, name)
     return Sound(name, ceil(promised * sample_rate / rate), resampled(_centred(mono), rate, sample_rate))
 
@@ -147,12 +149,19 @@ def reason_of(error: Exception) -> str:
     return (first[1] if first else said.splitlines()[0])[:300]
 
 
-def _opened(path: Path) -> soundfile.SoundFile:
-    if path == PIPE:
-        try:
-            return soundfile.SoundFile(0, closefd=False)
-        except RuntimeError as error:
-            raise _unreadable(path, error) from None
+def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
+    """The file, or one after another those that it is a chain of."""
+    if path != PIPE:
+        _check_file(path)
+    try:
+        yield from [soundfile.SoundFile(0, closefd=False)] if path == PIPE else opened(path)
+    except (RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors; TypeError: .raw, without a header
+        raise _unreadable(path, error) from None
+    except UnicodeEncodeError:
+        raise AudioError(f"{ascii(str(path))}: the name is not UTF-8; expected one that is: rename the file") from None
+
+
+def _check_file(path: Path) -> None:
     try:
         kind = path.stat()
     except OSError as error:
@@ -162,60 +171,28 @@ def _opened(path: Path) -> soundfile.SoundFile:
         raise AudioError(f"{path}: {found}; expected an audio file")
     if kind.st_size == 0:
         raise AudioError(f"{path}: is empty (0 bytes); expected an audio file")
-    try:
-        file = soundfile.SoundFile(path)
-        if file.format in ("WAV", "WAVEX") and file.frames == 0 and (place := _unwritten_size(path)):
-            file.close()
-            file = soundfile.SoundFile(_Unfinished(path, place))
-    except (RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors; TypeError: .raw, without a header
-        raise _unreadable(path, error) from None
-    except UnicodeEncodeError:
-        raise AudioError(f"{ascii(str(path))}: the name is not UTF-8; expected one that is: rename the file") from None
-    return file
 
 
-class _Unfinished(FileIO):
-    """A WAV file whose writer has not yet said how long it is, read as if it had promised all that follows."""
-
-    def __init__(self, path: Path, place: int):
-        super().__init__(path)
-        self.place = place
-        """Of the four bytes that hold the sound's size."""
-
-    def readinto(self, buffer: Any) -> int:
-        start = self.tell()
-        size = super().readinto(buffer) or 0
-        for byte in range(max(start, self.place), min(start + size, self.place + 4)):
-            buffer[byte - start : byte - start + 1] = b"\xff"
-        return size
-
-
-def _unwritten_size(path: Path) -> int:
-    """Where a WAV file gives its sound's size, if that is 0 although sound follows; else 0.
-
-    Chunks that go on to the file's end (a LIST of names and dates) are no sound: the file is closed, and holds none.
-    """
-    size, place, found = path.stat().st_size, 12, 0
-    with open(path, "rb") as file:
-        order: Literal["little", "big"] = "big" if file.read(4) == b"RIFX" else "little"
-        while place + 8 <= size:
-            file.seek(place)
-            name, length = file.read(4), int.from_bytes(file.read(4), order)
-            if found and not all(32 <= byte < 127 for byte in name):
-                return found
-            if name == b"data" and not found:
-                if length:
-                    return 0
-                found = place + 4
-            place += 8 + length + length % 2
-    return found if abs(place - size) > 1 else 0
-
-
-def _read(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
+def _read(path: Path, file: soundfile.SoundFile, rest: Iterable[soundfile.SoundFile]) -> Iterator[np.ndarray]:
     """(N, channels) at the file's rate, block by block; where the file breaks off raises AudioError, after the rest."""
+    found, kind = 0, (file.samplerate, file.channels)
+    for part in chain([file], rest):
+        start_s = found / file.samplerate
+        if (part.samplerate, part.channels) != kind:
+            other = f"{part.samplerate} Hz, {part.channels} channels after {kind[0]} Hz, {kind[1]} channels"
+            raise AudioError(f"{path}: changes after {start_s:.1f} s ({other}); expected one kind: ffmpeg converts it")
+        for block in _blocks(path, part, start_s):
+            found += len(block)
+            yield block
+
+
+def _blocks(path: Path, file: soundfile.SoundFile, start_s: float) -> Iterator[np.ndarray]:
+    """Of a file that begins at `start_s` of the recording."""
     found, broken = 0, None
-    if file.frames == NO_LENGTH:
-        file._info.seekable = 0  # soundfile seeks after each read, which fails at an end that the header does not give
+    knows_length = file.seekable() and file.frames != NO_LENGTH
+    if file.format == "MP3" or not knows_length:
+        # soundfile seeks after each read; that fails at an end that is not known, and libmpg123 complains on stderr
+        file._info.seekable = 0
     with file:
         while broken is None:
             pieces: list[np.ndarray] = []
@@ -230,16 +207,17 @@ def _read(path: Path, file: soundfile.SoundFile) -> Iterator[np.ndarray]:
                 break
             yield np.concatenate(pieces)
         if broken is not None:
-            raise _unreadable(path, broken, found / file.samplerate)
-        if complaint := _cut_short(file, found):
-            raise AudioError(f"{path}: {complaint}")
+            raise _unreadable(path, broken, start_s + found / file.samplerate)
+        if complaint := _cut_short(file, found, knows_length):
+            place = f"the link that begins after {start_s:.1f} s is " if start_s else ""
+            raise AudioError(f"{path}: {place}{complaint}")
 
 
-def _cut_short(file: soundfile.SoundFile, found: int) -> str | None:
+def _cut_short(file: soundfile.SoundFile, found: int, knows_length: bool) -> str | None:
     """What is wrong with a file of which `found` samples could be read, if it promises more."""
     readable = f"{found / file.samplerate:.1f} s of sound"
     counts = re.findall(r":\s*(\d+) \(should be (\d+)\)", file.extra_info)
-    if not file.seekable():  # of what comes through a pipe libsndfile does not know how much there is
+    if not knows_length:  # of what comes through a pipe libsndfile does not know how much there is
         sizes = re.findall(r"^data : (\d+)$", file.extra_info, re.MULTILINE)
         counts = [(size, int(size) * found // max(1, file.frames)) for size in sizes]
     for promised, there in counts:
@@ -248,11 +226,12 @@ def _cut_short(file: soundfile.SoundFile, found: int) -> str | None:
         if int(there) + 64 < int(promised) < STREAMED_BYTES:
             promise = f"the header promises {promised} bytes, the file holds {there}"
             return f"truncated or still being written: {promise}, {readable}"
-    if isinstance(file.name, _Unfinished):
-        return f"still being written, or never closed: the header promises 0 bytes of the {found} samples there are"
+    if isinstance(file.name, Unfinished):
+        promise = f"the header promises {file.name.promised} bytes of the {found} samples there are"
+        return f"still being written, or never closed: {promise}"
     if said := END_IS_MISSING.search(file.extra_info):
         return f"truncated or still being written ({said[0].strip(' *.')}): {readable} can be read"
-    if not file.seekable():
+    if not knows_length:
         return None
     promised_samples = _promised_samples(file)
     if found < promised_samples:  # ogg files are read on beyond what is damaged, where it was is not to be learnt
