@@ -19,7 +19,7 @@ from speech_mtl.audio import CLIPPED_SHARE, Audio, AudioError, Level, open_sound
 from speech_mtl.calibration import Calibration
 from speech_mtl.diarize import two_groups
 from speech_mtl.model import SpeechModel
-from speech_mtl.speakers import SpeakerDatabase, Utterance, normalized
+from speech_mtl.speakers import Utterance, normalized
 from speech_mtl.windows import cores
 
 FRAME_S = 0.02
@@ -217,14 +217,14 @@ def repeated(new: list[Utterance], earlier: list[Utterance]) -> list[bool]:
 
 
 def check_names(
-    name: str, new: list[Utterance], files: list[str], database: SpeakerDatabase, calibration: Calibration, force: bool
-) -> list[str]:
-    """What a person should know of recordings that are to be enrolled under a name.
+    name: str, new: list[Utterance], files: list[str], there: dict[str, list[Utterance]], calibration: Calibration,
+    force: bool,
+) -> list[str]:  # fmt: skip
+    """What a person should know of recordings that are to be enrolled under a name, beside those who are there.
 
     Raises EnrolmentError, unless `force`, where a recording's voice is not that of the name's other recordings, or is
     that of another name; neither can be told without a calibration.
     """
-    there = database.utterances()
     together = [*there.get(name, []), *new]
     speech_s = sum(one.speech_s or 0.0 for one in together)
     found = []

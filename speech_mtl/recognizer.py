@@ -271,15 +271,22 @@ class Recognizer:
         """Enrol utterances, but for those that are enrolled already; `sources` are what messages call them."""
         if not new:
             raise EnrolmentError(f"no recording of '{name}' is given; expected one or more")
-        known = repeated(new, self.database.utterances().get(name, []))
-        twice = dict.fromkeys(source for source, is_known in zip(sources, known, strict=True) if is_known)
-        if all(known):
-            raise EnrolmentError(f"{', '.join(twice)}: enrolled already under '{name}'; nothing is new")
-        new = [one for one, is_known in zip(new, known, strict=True) if not is_known]
-        files = [source for source, is_known in zip(sources, known, strict=True) if not is_known]
-        warnings = check_names(name, new, files, self.database, self.calibration, force)
-        self.database.add_utterances({name: new})
-        return [f"{file}: enrolled already under '{name}', left out" for file in twice] + warnings
+        calibration = self.calibration
+        remarks: list[str] = []
+
+        def choose(there: dict[str, list[Utterance]]) -> dict[str, list[Utterance]]:
+            known = repeated(new, there.get(name, []))
+            twice = dict.fromkeys(source for source, is_known in zip(sources, known, strict=True) if is_known)
+            if all(known):
+                raise EnrolmentError(f"{', '.join(twice)}: enrolled already under '{name}'; nothing is new")
+            chosen = [one for one, is_known in zip(new, known, strict=True) if not is_known]
+            files = [source for source, is_known in zip(sources, known, strict=True) if not is_known]
+            remarks[:] = [f"{file}: enrolled already under '{name}', left out" for file in twice]
+            remarks.extend(check_names(name, chosen, files, there, calibration, force))
+            return {name: chosen}
+
+        self.database.add_chosen(choose)
+        return remarks
 
     @staticmethod
     def _voice(heard: Heard) -> np.ndarray:

@@ -11,7 +11,7 @@ import os
 import re
 import sqlite3
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,29 +124,47 @@ class SpeakerDatabase:
 
         A calibration is kept beside them where there is none yet.
         """
+        for name in speakers:
+            checked_name(name)
+        with self._transaction(write=True) as connection:
+            self._insert(connection, speakers, only_new, calibration)
+
+    def add_chosen(self, choose: Callable[[dict[str, list[Utterance]]], Mapping[str, Sequence[Utterance]]]) -> None:
+        """Enrol what `choose` gives for those that are there; no other process adds any meanwhile.
+
+        Where it raises, nothing is changed. Of a file that is not there yet it is asked twice.
+        """
+        if not self._is_there():
+            choose({})  # a refusal makes no file
+        with self._transaction(write=True) as connection:
+            self._insert(connection, choose(self._parsed(connection.execute(READ[SCHEMA_VERSION]).fetchall())))
+
+    def _insert(
+        self, connection: sqlite3.Connection, speakers: Mapping[str, Sequence[Utterance]], only_new: bool = False,
+        calibration: str | None = None,
+    ) -> None:  # fmt: skip
         rows = [(checked_name(name), utterance) for name, own in speakers.items() for utterance in own]
         embeddings_NE = normalized(np.stack([utterance.embedding for _, utterance in rows]))
-        with self._transaction(write=True) as connection:
-            known = connection.execute("SELECT length(embedding) / 4 FROM utterances LIMIT 1").fetchone()
-            expected = self.size or (known[0] if known else embeddings_NE.shape[1])
-            if expected != embeddings_NE.shape[1]:
-                found = f"embeddings of {embeddings_NE.shape[1]} values"
-                raise SpeakerDatabaseError(f"{self.path}: {found}; expected {expected}")
-            if calibration is not None:
-                connection.execute("INSERT OR IGNORE INTO meta VALUES ('calibration', ?)", [calibration])
-            there = {row[0] for row in connection.execute("SELECT DISTINCT plain(speaker) FROM utterances")}
-            if only_new and (taken := sorted(there & {name for name, _ in rows})):
-                names = ", ".join(f"'{name}'" for name in taken)
-                raise SpeakerDatabaseError(f"{self.path}: {names} enrolled already; rename or remove them first")
-            values = [
-                (name, row.astype("<f4").tobytes(), one.added, one.speech_s, one.quality and json.dumps(one.quality))
-                for (name, one), row in zip(rows, embeddings_NE, strict=True)
-            ]
-            connection.executemany(
-                "INSERT INTO utterances (speaker, embedding, added, speech_s, quality) "
-                "VALUES (?, ?, coalesce(?, CURRENT_TIMESTAMP), ?, ?)",
-                values,
-            )
+        known = connection.execute("SELECT length(embedding) / 4 FROM utterances LIMIT 1").fetchone()
+        expected = self.size or (known[0] if known else embeddings_NE.shape[1])
+        if expected != embeddings_NE.shape[1]:
+            found = f"embeddings of {embeddings_NE.shape[1]} values"
+            raise SpeakerDatabaseError(f"{self.path}: {found}; expected {expected}")
+        if calibration is not None:
+            connection.execute("INSERT OR IGNORE INTO meta VALUES ('calibration', ?)", [calibration])
+        there = {row[0] for row in connection.execute("SELECT DISTINCT plain(speaker) FROM utterances")}
+        if only_new and (taken := sorted(there & {name for name, _ in rows})):
+            names = ", ".join(f"'{name}'" for name in taken)
+            raise SpeakerDatabaseError(f"{self.path}: {names} enrolled already; rename or remove them first")
+        values = [
+            (name, row.astype("<f4").tobytes(), one.added, one.speech_s, one.quality and json.dumps(one.quality))
+            for (name, one), row in zip(rows, embeddings_NE, strict=True)
+        ]
+        connection.executemany(
+            "INSERT INTO utterances (speaker, embedding, added, speech_s, quality) "
+            "VALUES (?, ?, coalesce(?, CURRENT_TIMESTAMP), ?, ?)",
+            values,
+        )
 
     def names(self) -> list[str]:
         """The enrolled speakers, sorted."""
@@ -154,9 +172,12 @@ class SpeakerDatabase:
 
     def utterances(self) -> dict[str, list[Utterance]]:
         """What is enrolled, by speaker, sorted by name."""
+        return self._parsed(self._read())
+
+    def _parsed(self, rows: list[tuple]) -> dict[str, list[Utterance]]:
         found: dict[str, list[Utterance]] = {}
         size = None if self.size is None else 4 * self.size
-        for name, blob, added, speech_s, quality in self._read():
+        for name, blob, added, speech_s, quality in rows:
             if not isinstance(name, str):
                 raise SpeakerDatabaseError(f"speaker database {self.path} was altered: {name!r:.40} is no name")
             size = len(blob) if size is None and isinstance(blob, bytes) else size

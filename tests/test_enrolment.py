@@ -140,7 +140,7 @@ def utterances(*embeddings: np.ndarray, speech_s: float = 4.0) -> list[Utterance
 
 
 def check(name: str, new: list[Utterance], database: SpeakerDatabase, force: bool = False) -> list[str]:
-    return check_names(name, new, [f"{i}.wav" for i in range(len(new))], database, MEASURED, force)
+    return check_names(name, new, [f"{i}.wav" for i in range(len(new))], database.utterances(), MEASURED, force)
 
 
 def test_one_name_for_two_voices_and_two_names_for_one(tmp_path: Path) -> None:
@@ -163,14 +163,16 @@ def test_one_name_for_two_voices_and_two_names_for_one(tmp_path: Path) -> None:
     assert "enrolled as 'ann'" in check("anna", ann, database, force=True)[0]
     like_ann = utterances(AXES[0] + 0.95 * AXES[3])
     low = MEASURED.model_copy(update={"bands": (Band(thresholds=(0.4,)),), "logistic": (-16.0, 20.0, 0.0)})
-    check_names("eve", like_ann, ["a"], database, low, False)  # as like as one stranger in a hundred, no more
+    check_names(
+        "eve", like_ann, ["a"], database.utterances(), low, False
+    )  # as like as one stranger in a hundred, no more
     low = low.model_copy(update={"logistic": (-10.0, 20.0, 0.0)})
     with pytest.raises(EnrolmentError, match="'eve' has the voice .* as 'ann' .*; if .* one person, enrol it as 'ann'"):
-        check_names("eve", like_ann, ["a"], database, low, False)
+        check_names("eve", like_ann, ["a"], database.utterances(), low, False)
     for other in ("anne", "annie", "anita"):
         database.add_utterances({other: ann})
     # as much any of the four's
     with pytest.raises(EnrolmentError, match="'eve' has the voice that is enrolled as 'an"):
         check("eve", again, database)
     unmeasured = Calibration.of(0.5, "")
-    assert check_names("anna", ann, ["a", "b"], database, unmeasured, False) == []  # it cannot know
+    assert check_names("anna", ann, ["a", "b"], database.utterances(), unmeasured, False) == []  # it cannot know

@@ -6,6 +6,8 @@ import json
 import sqlite3
 import subprocess
 import sys
+import threading
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -376,3 +378,28 @@ def test_default_place(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("XDG_DATA_HOME", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_path() == tmp_path / ".local/share/speech_mtl/speakers.db"
+
+
+def test_what_is_chosen_for_those_who_are_there_goes_before_anybody_else(database: SpeakerDatabase) -> None:
+    """Two `enroll` of one recording at once would each find it new; a refusal leaves all as it was."""
+    seen = []
+
+    def choose(name: str, there: dict[str, list[Utterance]]) -> dict[str, list[Utterance]]:
+        seen.append((name, list(there)))
+        if name == "nobody":
+            raise ValueError(f"beside {list(there)}")
+        if name == "ann" and len(seen) == 3:  # inside the transaction
+            other.start()
+            other.join(0.3)
+        return {name: [Utterance(AXES[0])]}
+
+    other = threading.Thread(target=lambda: database.add_chosen(partial(choose, "bob")))
+    with pytest.raises(ValueError, match=r"beside \[\]"):
+        database.add_chosen(partial(choose, "nobody"))
+    assert not database.path.exists()
+    database.add_chosen(partial(choose, "ann"))
+    other.join()
+    assert seen[1:3] == [("ann", []), ("ann", [])] and seen[-1] == ("bob", ["ann"])
+    with pytest.raises(ValueError, match="beside"):
+        database.add_chosen(partial(choose, "nobody"))
+    assert database.names() == ["ann", "bob"]
