@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 from math import ceil
 from os import PathLike
@@ -39,6 +39,8 @@ CLIPPED_SHARE = 0.001
 """Share of the samples at full scale from which a recording is said to be clipped."""
 SILENCE_PEAK_TO_PEAK = 2 / 32768
 """Two steps of 16 bits: below it a recording holds dither at most."""
+PIECE = 1024
+"""Samples in which digital silence is looked for."""
 SOFT_DB = -54.0
 """A recording whose highest sample is lower, relative to full scale, is said to be soft: in conversations 42 dB softer
 than AN4's more words than usual are under a wrong voice, 48 dB softer three times as many."""
@@ -71,6 +73,23 @@ class AudioError(ValueError):
     """A recording that cannot be used; the message names the file, the value found and what would be accepted."""
 
 
+@dataclass
+class FullScale:
+    """How many samples of a file there are, and how many are at full scale in one of its channels."""
+
+    samples: int = 0
+    clipped: int = 0
+
+    def add(self, block: np.ndarray) -> None:
+        """(N,) or (N, channels) as they are in the file: averaged, centred or resampled they show it no more."""
+        self.samples += len(block)
+        self.clipped += int((np.abs(block.reshape(len(block), -1)) >= 0.999).any(axis=1).sum())
+
+    @property
+    def share(self) -> float:
+        return self.clipped / max(1, self.samples)
+
+
 @dataclass(frozen=True)
 class Sound:
     """A recording that is read once, from front to back. Reading its blocks raises AudioError."""
@@ -81,6 +100,8 @@ class Sound:
     too many where the header does not know."""
     blocks: Iterator[np.ndarray]
     """float32 mono (N,) at the model's rate."""
+    full_scale: FullScale = field(default_factory=FullScale)
+    """Of what was read so far."""
 
 
 def recordings(audios: Audio | Iterable[Audio]) -> Iterator[Audio]:
@@ -115,8 +136,9 @@ def open_sound(audio: Audio, sample_rate: int) -> Sound:
         files = _opened(path)
         file = next(files)
         rate, promised, blocks = file.samplerate, file.frames, _read(path, file, files)
-    mono = _mono(blocks, rate, name)
-    return Sound(name, ceil(promised * sample_rate / rate), resampled(_centred(mono), rate, sample_rate))
+    full_scale = FullScale()
+    mono = resampled(_centred(_mono(blocks, rate, name, full_scale)), rate, sample_rate)
+    return Sound(name, ceil(promised * sample_rate / rate), mono, full_scale)
 
 
 def watched(
@@ -125,6 +147,7 @@ def watched(
     """The sound's blocks, each added to the level and told of as it passes."""
     for block in sound.blocks:
         level.add(block)
+        level.clipped_share = sound.full_scale.share
         on_progress(min(1.0, level.samples / max(1, sound.samples)))
         yield block
 
@@ -277,13 +300,14 @@ def _slices(samples: np.ndarray, rate: int) -> Iterator[np.ndarray]:
         yield samples[start : start + size].reshape(-1, *samples.shape[1:]) * scale
 
 
-def _mono(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.ndarray]:
+def _mono(blocks: Iterable[np.ndarray], rate: int, name: str, full_scale: FullScale) -> Iterator[np.ndarray]:
     """Blocks (N,) or (N, channels) -> float32 (N,), checked."""
     found = 0
     for block in blocks:
         is_sound_N = (np.abs(block.reshape(len(block), -1)) < NO_SOUND).all(axis=1)
         sound = block if is_sound_N.all() else block[: is_sound_N.argmin()]
         found += len(sound)
+        full_scale.add(sound)
         if len(sound):
             yield np.ascontiguousarray(averaged(sound) if sound.ndim == 2 else sound, dtype=np.float32)
         if len(sound) < len(block):
@@ -295,17 +319,26 @@ def _mono(blocks: Iterable[np.ndarray], rate: int, name: str) -> Iterator[np.nda
 
 
 def _centred(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Blocks without the offset of the first one."""
-    offset: np.float32 | None = None
+    """Blocks without the offset of the first one that is not all digital silence, which is centred by its own."""
+    offset, was_heard = np.float32(0), False
     for block in blocks:
-        offset = offset_of(block) if offset is None else offset
+        if not was_heard:
+            offset, was_heard = offset_of(block), bool(_sounding(block).any())
         yield block - offset
 
 
 def offset_of(samples_N: np.ndarray) -> np.float32:
-    """What a poor converter has added to all samples; 0 where that is little."""
-    mean = samples_N.mean(dtype=np.float64)
+    """What a poor converter has added to all samples, but for digital silence; 0 where that is little."""
+    sounding = _sounding(samples_N)
+    heard = samples_N if not sounding.any() else samples_N[np.repeat(sounding, PIECE)[: len(samples_N)]]
+    mean = heard.mean(dtype=np.float64)
     return np.float32(mean if abs(mean) > LARGEST_OFFSET else 0.0)
+
+
+def _sounding(samples_N: np.ndarray) -> np.ndarray:
+    """Which pieces of PIECE samples, the last one with what is left, are no digital silence."""
+    starts = np.arange(0, len(samples_N), PIECE)
+    return np.maximum.reduceat(samples_N, starts) - np.minimum.reduceat(samples_N, starts) >= SILENCE_PEAK_TO_PEAK
 
 
 def averaged(block: np.ndarray) -> np.ndarray:
@@ -320,14 +353,14 @@ class Level:
     """What blocks of float32 samples are like together."""
 
     samples: int = 0
-    clipped: int = 0
+    clipped_share: float = 0.0
+    """Of the file's samples, see FullScale."""
     low: float = np.inf
     high: float = -np.inf
 
     def add(self, block: np.ndarray) -> None:
         if len(block):
             self.samples += len(block)
-            self.clipped += int((np.abs(block) >= 0.999).sum())
             self.low, self.high = min(self.low, float(block.min())), max(self.high, float(block.max()))
 
     @property
@@ -340,9 +373,9 @@ class Level:
         """What a person should know; None where nothing."""
         if self.is_silent:
             return "digital silence: no text, no speaker"
-        if self.clipped >= CLIPPED_SHARE * self.samples:
-            share = 100 * self.clipped / self.samples
-            return f"clipped: {share:.1f} % of the samples are at full scale; text and speaker may suffer"
+        if self.clipped_share >= CLIPPED_SHARE:
+            share = f"{100 * self.clipped_share:.1f} % of the samples are at full scale"
+            return f"clipped: {share}; text and speaker may suffer"
         if (peak_db := 20 * np.log10(max(-self.low, self.high))) < SOFT_DB:
             return f"soft: its highest sample is at {peak_db:.0f} dB of full scale; text and speaker may suffer"
         return None

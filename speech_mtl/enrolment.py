@@ -137,8 +137,7 @@ class Heard:
     @property
     def quality(self) -> dict[str, float | None]:
         """What an enrolment keeps of its recording."""
-        clipped = self.loudness.clipped / max(1, self.loudness.samples)
-        return {"snr_db": self.loudness.snr_db, "clipped": round(clipped, 5)}
+        return {"snr_db": self.loudness.snr_db, "clipped": round(self.loudness.clipped_share, 5)}
 
 
 @torch.inference_mode()
@@ -191,7 +190,7 @@ def likeness_within(windows_WE: np.ndarray) -> float:
 def check_recording(heard: Heard, calibration: Calibration) -> None:
     """Raises EnrolmentError where there is too little speech, too much noise or clipping, or a second voice."""
     loudness = heard.loudness
-    clipped, speech_s, snr_db = loudness.clipped / max(1, loudness.samples), loudness.speech_s, loudness.snr_db
+    clipped, speech_s, snr_db = loudness.clipped_share, loudness.speech_s, loudness.snr_db
     reason = None
     if speech_s < LEAST_SPEECH_S:
         reason = f"{speech_s:.2f} s of speech; expected at least {LEAST_SPEECH_S:g} s"

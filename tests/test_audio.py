@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from speech_mtl.audio import AudioError, Level, load_audio, open_sound
+from speech_mtl.audio import AudioError, Level, load_audio, open_sound, watched
 from speech_mtl.resampling import resample, resampled
 
 RATE = 16000
@@ -149,6 +149,11 @@ def test_a_converters_offset_is_taken_off_all_of_a_recording() -> None:
     noise[: 30 * RATE] -= noise[: 30 * RATE].mean()
     assert np.allclose(load_audio((noise + np.float32(0.05), RATE), RATE), noise, atol=1e-6)
     assert np.array_equal(load_audio((noise + np.float32(0.001), RATE), RATE), noise + np.float32(0.001))
+    for silent_s in (31, 20):  # before its converter is switched on
+        silence = np.zeros(silent_s * RATE, np.float32)
+        found = load_audio((np.concatenate([silence, noise[: 30 * RATE] + np.float32(0.05)]), RATE), RATE)
+        assert np.abs(found[silent_s * RATE :] - noise[: 30 * RATE]).max() < 2e-3
+    assert not load_audio((np.full(40 * RATE, 0.3, np.float32), RATE), RATE).any()
 
 
 @pytest.mark.parametrize("other", [-1.0, -0.97])
@@ -275,6 +280,22 @@ def test_a_whole_rate_may_be_a_float() -> None:
         )
 
 
+def test_clipped_samples_are_counted_as_they_are_in_the_file() -> None:
+    """Averaged with another channel, centred or at another rate they are not at full scale."""
+
+    def note(samples: np.ndarray, rate: int = RATE) -> str:
+        level = Level()
+        for _ in watched(open_sound((samples.astype(np.float32), rate), RATE), level):
+            pass
+        return level.note or ""
+
+    clipped = np.clip(50 * tone(1.0), -1, 1)
+    assert not note(tone(1.0)) and not note(np.append(0.5 * tone(1.0), 1))
+    assert note(clipped)[:10] == "clipped: 9" == note(np.clip(50 * tone(1.0, 44100), -1, 1), 44100)[:10]
+    assert note(np.stack([clipped, 0.2 * tone(1.0)], axis=1)) == note(clipped)
+    assert note(np.clip(50 * tone(1.0) + 0.5, -1, 1))[:10] == "clipped: 9"
+
+
 def test_notes_on_the_level() -> None:
     def level_note(*blocks: np.ndarray) -> str:
         level = Level()
@@ -283,7 +304,6 @@ def test_notes_on_the_level() -> None:
         return level.note or ""
 
     assert level_note(tone(1.0)) == ""
-    assert "clipped: 9" in level_note(np.clip(50 * tone(1.0), -1, 1)) and not level_note(np.ones(1), 0.5 * tone(1.0))
     assert "silence" in level_note(np.zeros(RATE, dtype=np.float32), np.zeros(5, dtype=np.float32))
     assert level_note(np.zeros(RATE), np.full(RATE, 0.1)) == ""  # each is silent, both are not
     assert "silence" in level_note(np.full(RATE, 0.1, dtype=np.float32))
