@@ -21,22 +21,16 @@ long: a dozen dev speakers alone are too few, what suits them best loses a voice
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
 from typing import NamedTuple
 
 import numpy as np
 
-from speech_mtl.decode import Word
+from speech_mtl.phrases import PHRASE_S, Phrase
 from speech_mtl.speakers import normalized
 
-PAUSE_S, TOUCH_S = 0.22, 0.02
-"""A longer pause between two words ends a phrase; what is shorter than the second is no pause, and ends no piece."""
-PHRASE_S = 2.5
-"""A longer phrase is cut at its longest pause, whatever that is."""
-MARGIN_S = 0.32
-"""What is pooled of the pause on either side, at most half of it: CTC writes its tokens inside their sounds."""
 POWER = 0.65
 """A phrase of d seconds counts d^0.65: neighbouring frames are no independent evidence."""
 SHORTEST_S = 0.42
@@ -75,27 +69,6 @@ for half a minute, are alike by up to 0.82, parts of one voice by 0.5 to 0.84.""
 
 
 @dataclass(frozen=True)
-class Phrase:
-    """Words in a row with the voice they were said in."""
-
-    words: list[Word]
-    embedding: np.ndarray | None
-    """(E,) of length 1; None where the model has no speaker task."""
-    labels: dict[str, np.ndarray]
-    """Classify tasks' log-probabilities over this phrase by task name."""
-    pieces: list[Phrase] = field(default_factory=list)
-    """Its words, cut at every pause."""
-
-    @property
-    def start_s(self) -> float:
-        return self.words[0].start_s
-
-    @property
-    def end_s(self) -> float:
-        return self.words[-1].end_s
-
-
-@dataclass(frozen=True)
 class Population:
     """What voices are like: mean (E,) and variance between speakers (E,) of embeddings."""
 
@@ -123,47 +96,6 @@ class Voices:
     """(K, E), of length 1: the mean of a voice's embeddings, longer phrases counting more."""
     seconds: np.ndarray
     """(K,): speech of each voice."""
-
-
-def phrases_of(words: Sequence[Word]) -> list[list[Word]]:
-    """Words of a stretch, cut at pauses, and where a phrase would be too long at its longest one."""
-    done: list[list[Word]] = []
-    to_do = [[words[0]]] if words else []
-    for before, word in pairwise(words):
-        if word.start_s - before.end_s > PAUSE_S:
-            to_do.append([])
-        to_do[-1].append(word)
-    to_do.reverse()
-    while to_do:
-        run = to_do.pop()
-        if len(run) > 1 and run[-1].end_s - run[0].start_s > PHRASE_S:
-            middle_s = (run[0].start_s + run[-1].end_s) / 2
-            # of pauses alike, the one nearest to the middle
-            worth = [b.start_s - a.end_s - 0.1 * abs((a.end_s + b.start_s) / 2 - middle_s) for a, b in pairwise(run)]
-            cut = int(np.argmax(worth)) + 1
-            to_do += [run[cut:], run[:cut]]
-        else:
-            done.append(run)
-    return done
-
-
-def pieces_of(run: list[Word]) -> list[list[Word]]:
-    """A phrase's words, cut at every pause."""
-    pieces = [[run[0]]]
-    for before, word in pairwise(run):
-        if word.start_s - before.end_s > TOUCH_S:
-            pieces.append([])
-        pieces[-1].append(word)
-    return pieces
-
-
-def pooled(runs: list[list[Word]]) -> list[tuple[float, float]]:
-    """What is pooled of each of some runs of words in order: (first, last) in seconds."""
-    middles_s = [(before[-1].end_s + run[0].start_s) / 2 for before, run in pairwise(runs)]
-    return [
-        (max(run[0].start_s - MARGIN_S, first_s), min(run[-1].end_s + MARGIN_S, last_s))
-        for run, first_s, last_s in zip(runs, [-inf, *middles_s], [*middles_s, inf], strict=False)
-    ]
 
 
 def find_voices(phrases: Sequence[Phrase], population: Population, count: int | None = None) -> Voices:
@@ -210,7 +142,7 @@ def _divided(posterior_UK: np.ndarray, said: _Said, phrases: Sequence[Phrase], c
             seconds_P = np.bincount(of_phrase_U, said.durations_U * (of_U == k), len(phrases))
             own = np.flatnonzero(seconds_P >= SHORTEST_S)
             if len(own) > 1:
-                group = two_groups(embeddings_PE[own])
+                group = _two_parts(embeddings_PE[own], seconds_P[own])
                 parts = sorted((own[group == g] for g in (0, 1)), key=lambda part: seconds_P[part].sum())
                 a, b = (normalized(seconds_P[part] @ embeddings_PE[part]) for part in parts)
                 found.append((float(a @ b), int(k), parts[0]))
@@ -228,6 +160,19 @@ def two_groups(embeddings_NE: np.ndarray) -> np.ndarray:
     from sklearn.cluster import AgglomerativeClustering
 
     return AgglomerativeClustering(n_clusters=2, metric="cosine", linkage="average").fit_predict(embeddings_NE)
+
+
+def _two_parts(embeddings_NE: np.ndarray, durations_N: np.ndarray) -> np.ndarray:
+    """(N,) of 0 and 1: `two_groups` of the longest START_PHRASES, and each other in that which it is more like.
+
+    Grouping takes memory by the square of their number, which knows no bound.
+    """
+    longest = np.sort(np.argsort(-durations_N, kind="stable")[:START_PHRASES])
+    group = two_groups(embeddings_NE[longest])
+    sums_2E = np.stack([durations_N[part] @ embeddings_NE[part] for part in (longest[group == 0], longest[group == 1])])
+    group_N = (embeddings_NE @ normalized(sums_2E).T).argmax(axis=1)
+    group_N[longest] = group
+    return group_N
 
 
 def _joined(posterior_UK: np.ndarray, said: _Said) -> np.ndarray:

@@ -14,8 +14,8 @@ import torch
 
 from speech_mtl import decode
 from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, Level, name_of, open_sound, recordings, watched
-from speech_mtl.diarize import Phrase, phrases_of, pieces_of, pooled
 from speech_mtl.model import SpeechModel
+from speech_mtl.phrases import Phrase, phrases_of, pieces_of, pooled
 from speech_mtl.tasks.asr import ASR
 from speech_mtl.windows import Stitch, Stretch, Window, heard_together, windows
 

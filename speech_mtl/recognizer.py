@@ -21,12 +21,13 @@ import torch
 from speech_mtl.audio import Audio, AudioError, recordings
 from speech_mtl.calibration import Calibration, parse_calibration, read_calibration
 from speech_mtl.checkpoint import CheckpointError, load_model
-from speech_mtl.diarize import Phrase, Population, find_voices, parted
+from speech_mtl.diarize import Population, find_voices, parted
 from speech_mtl.enrolment import EnrolmentError, Heard, check_names, check_recording, listen, repeated
 from speech_mtl.language import Decoder, Decoding
 from speech_mtl.listening import Hearing, hear_all
 from speech_mtl.model import SpeechModel
 from speech_mtl.naming import match_of, voices_of
+from speech_mtl.phrases import Phrase
 from speech_mtl.results import Identification, Label, Result, Segment, Verification, Voice, Word
 from speech_mtl.speakers import (
     UNKNOWN,

@@ -7,22 +7,11 @@ import pytest
 import torch
 from conftest import tiny_model, tiny_values
 
+from speech_mtl import diarize
 from speech_mtl.config import parse_config
 from speech_mtl.decode import Word
-from speech_mtl.diarize import (
-    MARGIN_S,
-    Phrase,
-    Population,
-    Voices,
-    _joined,
-    _Said,
-    find_voices,
-    forward_backward,
-    parted,
-    phrases_of,
-    pieces_of,
-    pooled,
-)
+from speech_mtl.diarize import Population, Voices, _joined, _Said, find_voices, forward_backward, parted
+from speech_mtl.phrases import MARGIN_S, Phrase, phrases_of, pieces_of, pooled
 from speech_mtl.speakers import normalized
 from speech_mtl.tasks import Frames
 from speech_mtl.tasks.pooling import Pooling
@@ -309,3 +298,20 @@ def test_a_span_of_scores_far_below_the_others_is_pooled() -> None:
     loud, quiet = pooling.span_statistics(frames, [(0, 5), (5, 10)])
     torch.testing.assert_close(loud[:4], torch.full((4,), 200.0))
     torch.testing.assert_close(quiet[:4], block[0, 5:].mean(0), atol=1e-5, rtol=1e-4)
+
+
+def test_a_voice_of_many_phrases_is_divided_by_its_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of them would take memory by the square of their number."""
+    phrases, truth, _ = conversation(2, 400, seed=3)
+    expected = diarize._two_parts(*said_of(phrases))
+    assert (expected == truth).all() or (expected != truth).all()
+    sizes, two_groups = [], diarize.two_groups
+    monkeypatch.setattr(diarize, "two_groups", lambda group_NE: sizes.append(len(group_NE)) or two_groups(group_NE))
+    monkeypatch.setattr(diarize, "START_PHRASES", 30)
+    found = diarize._two_parts(*said_of(phrases))
+    assert sizes == [30] and max(np.mean(found == expected), np.mean(found != expected)) > 0.99
+
+
+def said_of(phrases: list[Phrase]) -> tuple[np.ndarray, np.ndarray]:
+    said = _Said.of(phrases)
+    return said.embeddings_UE, said.durations_U

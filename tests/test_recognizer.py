@@ -22,12 +22,13 @@ from speech_mtl.calibration import Calibration
 from speech_mtl.checkpoint import CheckpointError, save_model
 from speech_mtl.config import parse_config
 from speech_mtl.data import read_cuts
-from speech_mtl.diarize import Phrase, Voices
+from speech_mtl.diarize import Voices
 from speech_mtl.enrolment import EnrolmentError
 from speech_mtl.evaluate import evaluate_rows
 from speech_mtl.formats import FORMATS, format_result, who
 from speech_mtl.listening import Hearing
 from speech_mtl.naming import voices_of
+from speech_mtl.phrases import Phrase
 from speech_mtl.recognizer import Recognizer, asr_of
 from speech_mtl.resampling import resample
 from speech_mtl.results import Label, Result, Segment, Word
