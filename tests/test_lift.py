@@ -57,6 +57,21 @@ def test_pauses_do_not_count() -> None:
     assert lift.gain_db == pytest.approx(alone.gain_db, abs=1e-3) == pytest.approx(40 + USUAL_DB, abs=0.1)
 
 
+def test_a_door_does_not_count_unless_it_may_be_the_only_word() -> None:
+    bang = at(0, 0.1)
+    for before_s in (0, 7):
+        recording = np.concatenate([at(-60, 12.0)[: before_s * RATE], bang, at(-60, 12.0)])
+        lift = Lift(RATE)
+        lift.add(recording)
+        assert lift.gain_db == pytest.approx(60 + USUAL_DB, abs=0.1)
+    short = Lift(RATE)
+    short.add(np.concatenate([at(-60, 5.0), bang]))
+    assert short.gain_db == 0
+    loud_voice = Lift(RATE)  # a tenth of what is heard
+    loud_voice.add(np.concatenate([at(-65, 18.0), at(-40, 2.0)]))
+    assert loud_voice.gain_db == pytest.approx(40 + USUAL_DB, abs=0.1)
+
+
 def test_the_blocks_in_which_a_recording_comes_change_nothing() -> None:
     samples = np.concatenate([at(-40), at(-55), at(-45)])
     whole, parts = Lift(RATE), Lift(RATE)
