@@ -23,10 +23,11 @@ from lhotse.cut import Cut
 from lhotse.utils import fastcopy
 
 from speech_mtl.audio import Audio, AudioError, cut_audio
+from speech_mtl.checkpoint import CheckpointError
 from speech_mtl.data import DataError, read_cuts, repetition
 from speech_mtl.formats import format_result
 from speech_mtl.metrics import error_rates, word_errors
-from speech_mtl.recognizer import Recognizer
+from speech_mtl.recognizer import Recognizer, asr_of
 from speech_mtl.results import Result
 from speech_mtl.speakers import UNKNOWN, is_unknown, plain
 from speech_mtl.tasks import label_of, text_of
@@ -44,10 +45,14 @@ def evaluate_conversations(
     """Write out/conversations.jsonl, out/summary.json and every transcript as json; returns the summary.
 
     `enroll`: cuts of single speakers, enrolled beforehand; `speakers`: the number of voices, where it is to be given.
-    A conversation that cannot be read has the row {'id', 'error'}. Raises DataError, and AudioError for an enrolment
-    cut.
+    A conversation that cannot be read has the row {'id', 'error'}. Raises DataError, AudioError for an enrolment cut,
+    and CheckpointError for a model that lacks a task.
     """
     _check_scorers()
+    try:
+        _ = asr_of(recognizer.model), recognizer.speaker_task
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; without --conversations those it has are scored") from None
     for cut in read_cuts(manifests):
         _check_truth(cut)  # now, not after hours of transcribing
     out.mkdir(parents=True, exist_ok=True)

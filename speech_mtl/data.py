@@ -278,8 +278,9 @@ def batches(
         sampler = SimpleCutSampler(CutSet.from_cuts(sorted(cuts, key=lambda cut: (cut.duration, cut.id))), **shared)
     else:
         shared |= {"shuffle": train, "seed": config.train.seed}
-        buckets = sum(1 for _ in islice(cuts, config.data.n_buckets))
-        if buckets > 1:  # lhotse wants a cut for every bucket
+        known = sum(1 for _ in islice(cuts, max(3, config.data.n_buckets)))
+        buckets = min(config.data.n_buckets, known)
+        if buckets > 1 and known > 2:  # lhotse wants a cut for every bucket, and makes no two of two cuts
             if not cuts.is_lazy:  # and to be fed from a stream
                 cuts = CutSet(LazyIteratorChain(cuts))
             sampler = DynamicBucketingSampler(cuts, num_buckets=buckets, **shared)

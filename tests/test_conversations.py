@@ -304,6 +304,11 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     CutSet.from_cuts([cuts[0].drop_supervisions()]).to_file(tmp_path / "silent.jsonl.gz")
     result = call("evaluate", model, tmp_path / "silent.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
     assert result.exit_code == 1 and f"conversation '{cuts[0].id}' has no utterance" in result.stderr
+    for lacks in ("asr", "speaker"):
+        other = save_tiny(tmp_path / f"without {lacks}", **{lacks: None})
+        result = call("evaluate", other, manifest, "--conversations", "--out", tmp_path / "other")
+        assert result.exit_code == 1 and f"the model has no {lacks} task; its tasks: " in result.stderr
+        assert "without --conversations those it has are scored" in result.stderr and not (tmp_path / "other").exists()
 
 
 def test_conversations_of_one_id_and_of_an_id_with_a_slash_have_transcripts_of_their_own(tmp_path: Path) -> None:

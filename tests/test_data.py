@@ -289,9 +289,11 @@ def test_batches_keep_to_their_limit(tiny_config: Config) -> None:
         assert batch.audio_BN.numel() <= 1.01 * tiny_config.data.max_duration_s * RATE
 
 
-def test_a_single_cut_is_a_batch(tiny_config: Config, corpus: dict[str, str]) -> None:
-    one = CutSet.from_cuts(list(read_cuts([corpus["dev"]]))[:1])
-    assert [len(batch.cuts) for batch in batches(one, tiny_config)] == [1]
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+@pytest.mark.parametrize("few", [1, 2, 3])
+def test_few_cuts_are_batches_too(tiny_config: Config, corpus: dict[str, str], few: int) -> None:
+    cuts = CutSet.from_cuts(list(CutSet.from_file(corpus["dev"]))[:few])
+    assert sum(len(batch.cuts) for batch in batches(cuts, tiny_config)) == few
 
 
 def test_sorted_epochs_begin_with_the_short(corpus: dict[str, str]) -> None:
