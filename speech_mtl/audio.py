@@ -15,12 +15,12 @@ from math import ceil
 from os import PathLike
 from pathlib import Path
 from stat import S_ISDIR, S_ISREG
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import soundfile
 
-from speech_mtl.containers import Unfinished, opened
+from speech_mtl.containers import Unfinished, sources
 from speech_mtl.resampling import resampled
 
 if TYPE_CHECKING:
@@ -71,6 +71,10 @@ class Samples(tuple):
 
 class AudioError(ValueError):
     """A recording that cannot be used; the message names the file, the value found and what would be accepted."""
+
+
+class _NoEnd(AudioError):
+    """A file that breaks off, unless it is a link of a chain and the next one follows."""
 
 
 @dataclass
@@ -135,6 +139,8 @@ def open_sound(audio: Audio, sample_rate: int) -> Sound:
         path = Path(audio)
         files = _opened(path)
         file = next(files)
+        if isinstance(file, RuntimeError):
+            raise _unreadable(path, file)
         rate, promised, blocks = file.samplerate, file.frames, _read(path, file, files)
     full_scale = FullScale()
     mono = resampled(_centred(_mono(blocks, rate, name, full_scale)), rate, sample_rate)
@@ -172,16 +178,26 @@ def reason_of(error: Exception) -> str:
     return (first[1] if first else said.splitlines()[0])[:300]
 
 
-def _opened(path: Path) -> Iterator[soundfile.SoundFile]:
-    """The file, or one after another those that it is a chain of."""
-    if path != PIPE:
+def _opened(path: Path) -> Iterator[soundfile.SoundFile | RuntimeError]:
+    """The file, or one after another those that it is a chain of, or why one of them cannot be read."""
+    if path == PIPE:
+        files: Iterable[Any] = iter([0])
+    else:
         _check_file(path)
+        files = sources(path)
     try:
-        yield from [soundfile.SoundFile(0, closefd=False)] if path == PIPE else opened(path)
-    except (RuntimeError, TypeError) as error:  # soundfile's own are RuntimeErrors; TypeError: .raw, without a header
+        for source in files:
+            try:
+                yield soundfile.SoundFile(source, closefd=path != PIPE)
+            except RuntimeError as error:  # soundfile's own are
+                yield error
+    except TypeError as error:  # .raw, without a header
         raise _unreadable(path, error) from None
-    except UnicodeEncodeError:
-        raise AudioError(f"{ascii(str(path))}: the name is not UTF-8; expected one that is: rename the file") from None
+    except (OSError, ValueError) as error:
+        if isinstance(error, UnicodeError):
+            kept = "the name is not UTF-8; expected one that is: rename the file"
+            raise AudioError(f"{ascii(str(path))}: {kept}") from None
+        raise AudioError(f"{path}: {error}; expected an audio file") from None
 
 
 def _check_file(path: Path) -> None:
@@ -196,17 +212,31 @@ def _check_file(path: Path) -> None:
         raise AudioError(f"{path}: is empty (0 bytes); expected an audio file")
 
 
-def _read(path: Path, file: soundfile.SoundFile, rest: Iterable[soundfile.SoundFile]) -> Iterator[np.ndarray]:
-    """(N, channels) at the file's rate, block by block; where the file breaks off raises AudioError, after the rest."""
+def _read(
+    path: Path, file: soundfile.SoundFile, rest: Iterable[soundfile.SoundFile | RuntimeError]
+) -> Iterator[np.ndarray]:
+    """(N, channels) at the file's rate, block by block; where something cannot be read AudioError comes after all."""
     found, kind = 0, (file.samplerate, file.channels)
+    broken: list[AudioError] = []
     for part in chain([file], rest):
         start_s = found / file.samplerate
-        if (part.samplerate, part.channels) != kind:
+        if broken and isinstance(broken[-1], _NoEnd):
+            broken.pop()  # another link follows: nothing is missing
+        if isinstance(part, RuntimeError):
+            broken.append(_unreadable(path, part, start_s))
+        elif (part.samplerate, part.channels) != kind:
             other = f"{part.samplerate} Hz, {part.channels} channels after {kind[0]} Hz, {kind[1]} channels"
-            raise AudioError(f"{path}: changes after {start_s:.1f} s ({other}); expected one kind: ffmpeg converts it")
-        for block in _blocks(path, part, start_s):
-            found += len(block)
-            yield block
+            expected = "expected one kind: ffmpeg converts it"
+            broken.append(AudioError(f"{path}: changes after {start_s:.1f} s ({other}); {expected}"))
+        else:
+            try:
+                for block in _blocks(path, part, start_s):
+                    found += len(block)
+                    yield block
+            except AudioError as error:
+                broken.append(error)
+    if broken:
+        raise broken[0]
 
 
 def _blocks(path: Path, file: soundfile.SoundFile, start_s: float) -> Iterator[np.ndarray]:
@@ -231,9 +261,12 @@ def _blocks(path: Path, file: soundfile.SoundFile, start_s: float) -> Iterator[n
             yield np.concatenate(pieces)
         if broken is not None:
             raise _unreadable(path, broken, start_s + found / file.samplerate)
+        place = f"{path}: the link that begins after {start_s:.1f} s is " if start_s else f"{path}: "
         if complaint := _cut_short(file, found, knows_length):
-            place = f"the link that begins after {start_s:.1f} s is " if start_s else ""
-            raise AudioError(f"{path}: {place}{complaint}")
+            raise AudioError(f"{place}{complaint}")
+        if said := END_IS_MISSING.search(file.extra_info):
+            readable = f"{found / file.samplerate:.1f} s of sound can be read"
+            raise _NoEnd(f"{place}truncated or still being written ({said[0].strip(' *.')}): {readable}")
 
 
 def _cut_short(file: soundfile.SoundFile, found: int, knows_length: bool) -> str | None:
@@ -252,8 +285,6 @@ def _cut_short(file: soundfile.SoundFile, found: int, knows_length: bool) -> str
     if isinstance(file.name, Unfinished):
         promise = f"the header promises {file.name.promised} bytes of the {found} samples there are"
         return f"still being written, or never closed: {promise}"
-    if said := END_IS_MISSING.search(file.extra_info):
-        return f"truncated or still being written ({said[0].strip(' *.')}): {readable} can be read"
     if not knows_length:
         return None
     promised_samples = _promised_samples(file)
@@ -307,8 +338,8 @@ def _mono(blocks: Iterable[np.ndarray], rate: int, name: str, full_scale: FullSc
         is_sound_N = (np.abs(block.reshape(len(block), -1)) < NO_SOUND).all(axis=1)
         sound = block if is_sound_N.all() else block[: is_sound_N.argmin()]
         found += len(sound)
-        full_scale.add(sound)
         if len(sound):
+            full_scale.add(sound)
             yield np.ascontiguousarray(averaged(sound) if sound.ndim == 2 else sound, dtype=np.float32)
         if len(sound) < len(block):
             raise AudioError(f"{name}: damaged after {found / rate:.1f} s: samples that are not numbers, or too large")
@@ -319,26 +350,36 @@ def _mono(blocks: Iterable[np.ndarray], rate: int, name: str, full_scale: FullSc
 
 
 def _centred(blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """Blocks without the offset of the first one that is not all digital silence, which is centred by its own."""
-    offset, was_heard = np.float32(0), False
+    """Blocks without the offset of the first one that is not all digital silence."""
+    offset: np.float32 | None = None
     for block in blocks:
-        if not was_heard:
-            offset, was_heard = offset_of(block), bool(_sounding(block).any())
-        yield block - offset
+        if offset is None and _sounding(block).any():
+            offset = _offset_of(block)
+        yield _without(block, _offset_of(block) if offset is None else offset)
 
 
-def offset_of(samples_N: np.ndarray) -> np.float32:
-    """What a poor converter has added to all samples, but for digital silence; 0 where that is little."""
-    sounding = _sounding(samples_N)
-    heard = samples_N if not sounding.any() else samples_N[np.repeat(sounding, PIECE)[: len(samples_N)]]
-    mean = heard.mean(dtype=np.float64)
+def centred(samples_N: np.ndarray) -> np.ndarray:
+    """All samples of a recording without what a poor converter has added to them, if that is much."""
+    return _without(samples_N, _offset_of(samples_N))
+
+
+def _offset_of(samples_N: np.ndarray) -> np.float32:
+    """The mean of what is no digital silence; 0 where that is little."""
+    is_heard = _sounding(samples_N)
+    mean = (samples_N[is_heard] if is_heard.any() else samples_N).mean(dtype=np.float64)
     return np.float32(mean if abs(mean) > LARGEST_OFFSET else 0.0)
 
 
+def _without(samples_N: np.ndarray, offset: np.float32) -> np.ndarray:
+    """The samples without an offset; digital silence, whatever its own is, is none then."""
+    return np.where(_sounding(samples_N), samples_N - offset, np.float32(0)) if offset else samples_N
+
+
 def _sounding(samples_N: np.ndarray) -> np.ndarray:
-    """Which pieces of PIECE samples, the last one with what is left, are no digital silence."""
+    """(N,): which are in pieces of PIECE samples, the last one shorter, that are no digital silence."""
     starts = np.arange(0, len(samples_N), PIECE)
-    return np.maximum.reduceat(samples_N, starts) - np.minimum.reduceat(samples_N, starts) >= SILENCE_PEAK_TO_PEAK
+    spans = np.maximum.reduceat(samples_N, starts) - np.minimum.reduceat(samples_N, starts)
+    return np.repeat(spans >= SILENCE_PEAK_TO_PEAK, PIECE)[: len(samples_N)]
 
 
 def averaged(block: np.ndarray) -> np.ndarray:

@@ -37,7 +37,7 @@ from lhotse.utils import fastcopy
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from speech_mtl.audio import averaged, offset_of, reason_of
+from speech_mtl.audio import averaged, centred, reason_of
 from speech_mtl.augment import Augmentation
 from speech_mtl.config import Config, DataConfig
 from speech_mtl.cuts import MatchedLengths, StrungTogether, seeded
@@ -230,7 +230,7 @@ class SpeechDataset(Dataset):
         if len(audio) < self.least_samples:
             least_s = self.least_samples / self.sample_rate
             raise DataError(f"{len(audio) / self.sample_rate:.3f} s, shorter than {least_s:g} s")
-        return audio - offset_of(audio)
+        return centred(audio)
 
 
 def _source(cut: Cut) -> str:

@@ -13,10 +13,10 @@ SILENCE_DB = -70.0
 16 bits, and no gain mends it: see audio.SOFT_DB."""
 RANGE_DB = 10.0
 """Pieces so far below the mean are pauses."""
-BANGS, LEAST_BANG_S, LONG_S = 0.02, 0.5, 10.0
-"""If the loudest of what is heard, so large a share and so much at least, hold three quarters of its power, they are
-doors, clicks and coughs, and do not count: one of 60 ms, in a recording 30 dB too soft, took the lift away. In shorter
-recordings it may be the only word."""
+BANGS, BANG_S, LONG_S = 0.02, 0.5, 10.0
+"""If the loudest of what is heard, so large a share and so much at least, hold three quarters of its power, and no half
+second of them in a row, they are doors, clicks and coughs, and do not count: one of 60 ms, in a recording 30 dB too
+soft, took the lift away. In shorter recordings it may be the only word."""
 
 
 class Lift:
@@ -45,8 +45,11 @@ class Lift:
         if not len(heard):
             return 0.0
         if len(heard) > LONG_S / PIECE_S:
-            rest = np.sort(heard)[: -max(round(LEAST_BANG_S / PIECE_S), round(BANGS * len(heard)))]
-            heard = rest if rest.sum() < heard.sum() / 4 else heard
+            rest = np.sort(heard)[: -max(round(BANG_S / PIECE_S), round(BANGS * len(heard)))]
+            loudest = np.flatnonzero(powers > 16 * rest.mean())
+            runs = np.split(loudest, np.flatnonzero(np.diff(loudest) > 1) + 1)
+            if rest.sum() < heard.sum() / 4 and max(map(len, runs)) <= round(BANG_S / PIECE_S):
+                heard = rest
         loud = heard[heard >= heard.mean() * 10 ** (-RANGE_DB / 10)]
         return max(0.0, USUAL_DB - 10 * float(np.log10(loud.mean())))
 

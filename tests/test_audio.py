@@ -9,7 +9,7 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from speech_mtl.audio import AudioError, Level, load_audio, open_sound, watched
+from speech_mtl.audio import PIECE, AudioError, Level, load_audio, open_sound, watched
 from speech_mtl.resampling import resample, resampled
 
 RATE = 16000
@@ -153,6 +153,7 @@ def test_a_converters_offset_is_taken_off_all_of_a_recording() -> None:
         silence = np.zeros(silent_s * RATE, np.float32)
         found = load_audio((np.concatenate([silence, noise[: 30 * RATE] + np.float32(0.05)]), RATE), RATE)
         assert np.abs(found[silent_s * RATE :] - noise[: 30 * RATE]).max() < 2e-3
+        assert not found[: silent_s * RATE - PIECE].any()
     assert not load_audio((np.full(40 * RATE, 0.3, np.float32), RATE), RATE).any()
 
 
@@ -278,6 +279,20 @@ def test_a_whole_rate_may_be_a_float() -> None:
         np.testing.assert_array_equal(
             load_audio((tone(0.5, 8000), rate), RATE), load_audio((tone(0.5, 8000), 8000), RATE)
         )
+
+
+def test_a_block_that_begins_with_no_number(tmp_path: Path) -> None:
+    """And a file that cannot be opened: neither ends the work on others."""
+    samples = tone(32.0)
+    samples[30 * RATE] = np.inf
+    found = 0
+    with pytest.raises(AudioError, match=r"samples: damaged after 30.0 s: samples that are not numbers"):
+        for block in open_sound((samples, RATE), RATE).blocks:
+            found += len(block)
+    assert found == 30 * RATE
+    (tmp_path / "loop.wav").symlink_to("loop.wav")
+    with pytest.raises(AudioError, match=r"loop.wav: .*expected an audio file"):
+        load_audio(tmp_path / "loop.wav", RATE)
 
 
 def test_clipped_samples_are_counted_as_they_are_in_the_file() -> None:

@@ -67,6 +67,9 @@ def test_a_door_does_not_count_unless_it_may_be_the_only_word() -> None:
     short = Lift(RATE)
     short.add(np.concatenate([at(-60, 5.0), bang]))
     assert short.gain_db == 0
+    sentence = Lift(RATE)
+    sentence.add(np.concatenate([at(-64, 100.0), at(-25, 1.8), at(-64, 20.0)]))
+    assert sentence.gain_db == 0
     loud_voice = Lift(RATE)  # a tenth of what is heard
     loud_voice.add(np.concatenate([at(-65, 18.0), at(-40, 2.0)]))
     assert loud_voice.gain_db == pytest.approx(40 + USUAL_DB, abs=0.1)
