@@ -70,11 +70,19 @@ def main() -> None:
         theirs = [hear(own, listen=listen_as)[0] for own in recordings]
         print(f"the peer {args.peer.name}, {seconds['vectors'] / seconds['sound']:.4f} of the sound's duration:")
         report(theirs, groups_of(recordings[0]), ", ".join(args.calibrate), args.fa, args.draws)
+    every: list[Row] = []
     for pair in args.conversations:
         enroll, trial = pair.split(",")
         rows = list(conversation_rows(recognizer.model, calibration, enroll, trial))
-        print(f"conversations of {trial}, {len(rows)}: {KINDS[0]} {of_words(rows, 'strangers')} of the words, ", end="")
-        print(f"{KINDS[1]} {of_words(rows, 'known')}")
+        print_conversations(trial, rows)
+        every += [row | {"id": f"{trial}: {row['id']}"} for row in rows]
+    if len(args.conversations) > 1:
+        print_conversations("all of these", every)
+
+
+def print_conversations(source: str, rows: list[Row]) -> None:
+    shown = f"{KINDS[0]} {of_words(rows, 'strangers')} of the words, {KINDS[1]} {of_words(rows, 'known')}"
+    print(f"conversations of {source}, {len(rows)}: {shown}")
 
 
 def report(
