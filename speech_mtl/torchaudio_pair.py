@@ -8,7 +8,7 @@ try:
 except (ImportError, OSError, RuntimeError) as error:
     raise ImportError(
         f"torchaudio does not load beside this torch ({error}); install the matched pair: "
-        "pip install 'torch==2.11.*' 'torchaudio==2.11.*'"
+        "pip install 'torch==2.11.0' 'torchaudio==2.11.0'"
     ) from error
 
 __all__ = ["torchaudio"]
