@@ -56,7 +56,7 @@ class Pieces(RawIOBase):
         target, done = memoryview(buffer).cast("B"), 0
         for piece, end in zip(self.pieces, self.ends, strict=True):
             start = self.place - (end - len(piece))
-            if start >= len(piece) or done == len(target):
+            if not 0 <= start < len(piece) or done == len(target):
                 continue
             part = piece[start : start + len(target) - done]
             if isinstance(part, range):
