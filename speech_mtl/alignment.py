@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from speech_mtl import decode
-from speech_mtl.audio import Audio, Level, open_sound, watched
+from speech_mtl.audio import Audio, open_sound, watched
 from speech_mtl.language import DecodingError
+from speech_mtl.level import Level
 from speech_mtl.model import SpeechModel
 from speech_mtl.recognizer import Recognizer, asr_of
 from speech_mtl.results import Result, Segment, Word

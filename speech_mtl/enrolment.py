@@ -15,9 +15,10 @@ from math import ceil
 import numpy as np
 import torch
 
-from speech_mtl.audio import CLIPPED_SHARE, Audio, AudioError, Level, open_sound, watched
+from speech_mtl.audio import Audio, AudioError, open_sound, watched
 from speech_mtl.calibration import Calibration
 from speech_mtl.diarize import two_groups
+from speech_mtl.level import CLIPPED_SHARE, Level
 from speech_mtl.model import SpeechModel
 from speech_mtl.speakers import Utterance, normalized
 from speech_mtl.windows import cores
@@ -38,7 +39,7 @@ LEAST_SPEECH_S, LEAST_TOGETHER_S, ENOUGH_SPEECH_S = 0.5, 1.0, 5.0
 """Speech of a recording and of all that are enrolled under a name: less is refused; less than the last is warned of."""
 LEAST_SNR_DB, GOOD_SNR_DB = 3.0, 12.0
 MOST_CLIPPED = 0.02
-"""Share of the samples at full scale from which a recording is refused; audio.CLIPPED_SHARE is warned of."""
+"""Share of the samples at full scale from which a recording is refused; level.CLIPPED_SHARE is warned of."""
 
 SAME_RECORDING = 0.9999
 """Cosine that no two recordings of a voice reach."""

@@ -10,7 +10,7 @@ bundled model, without, took all voices of conversations 20 dB softer for one.""
 PIECE_S = 0.1
 SILENCE_DB = -70.0
 """Pieces below it count as silence, so that the gain is 40 dB at most. Softer speech spans a few dozen of the steps of
-16 bits, and no gain mends it: see audio.SOFT_DB."""
+16 bits, and no gain mends it: see level.SOFT_DB."""
 RANGE_DB = 10.0
 """Pieces so far below the mean are pauses."""
 BANGS, BANG_S, LONG_S = 0.02, 0.5, 10.0

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from speech_mtl import decode
-from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, Level, name_of, open_sound, recordings, watched
+from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, name_of, open_sound, recordings, watched
+from speech_mtl.level import Level
 from speech_mtl.model import SpeechModel
 from speech_mtl.phrases import Phrase, phrases_of, pieces_of, pooled
 from speech_mtl.tasks.asr import ASR

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from speech_mtl.audio import SILENCE_PEAK_TO_PEAK
+from speech_mtl.level import SILENCE_PEAK_TO_PEAK
 from speech_mtl.lift import Lift
 from speech_mtl.model import SpeechModel
 from speech_mtl.tasks import Frames

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 from scipy.signal import resample_poly
 
-from speech_mtl.audio import PIECE, AudioError, Level, load_audio, open_sound, watched
+from speech_mtl.audio import PIECE, AudioError, load_audio, open_sound, watched
+from speech_mtl.level import Level
 from speech_mtl.resampling import resample, resampled
 
 RATE = 16000
