@@ -29,13 +29,13 @@ def lm(
         typer.Argument(metavar="TEXTS", help="Text files, a sentence per line, or manifests (jsonl, jsonl.gz)."),
     ],
     out: Annotated[Path, typer.Option(help="The ARPA file to write.")],
-    order: Annotated[int, typer.Option(min=2, max=6, help="Words in the longest n-gram.")] = 3,
+    order: Annotated[int, typer.Option(min=2, max=6, help="Words in the longest n-gram.")] = 4,
     model: Model = None,
 ) -> None:
     """Estimate an n-gram language model for --lm. It is of words as the model writes them.
 
     \b
-    Example: speech-mtl lm data/an4/train.jsonl.gz --order 3 --out lm.arpa
+    Example: speech-mtl lm data/an4/train.jsonl.gz --order 4 --out lm.arpa
     """
     check_out([out], sources)
     with progress("estimating"):

@@ -49,20 +49,20 @@ LmFile = Annotated[
     Path | None, typer.Option("--lm", help="Language model, ARPA or KenLM binary; asks for a beam search.")
 ]
 LmWeight = Annotated[
-    float | None, typer.Option("--lm-weight", help="Weight of the language model, 0 to 10; 0.4 if not given.")
+    float | None, typer.Option("--lm-weight", help="Weight of the language model, 0 to 10; 0.5 if not given.")
 ]
 WordScore = Annotated[
     float | None, typer.Option("--word-score", help="Added per word with --lm, -20 to 20; 1.5 if not given.")
 ]
 UnknownScore = Annotated[
     float | None,
-    typer.Option("--unknown-score", help="Added per word that the language model lacks, -100 to 0; -3 if not given."),
+    typer.Option("--unknown-score", help="Added per word that the language model lacks, -100 to 0; 0 if not given."),
 ]
 PriorWeight = Annotated[
     float | None,
     typer.Option(
         "--prior-weight",
-        help="How much frequent letters lose with --lm, 0 to 2; 0.25 for characters, 0 for longer pieces if not given.",
+        help="How much frequent letters lose with --lm, 0 to 2; 0.4 for characters, 0 for longer pieces if not given.",
     ),
 ]
 HotWords = Annotated[

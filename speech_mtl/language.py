@@ -26,6 +26,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from speech_mtl import beam, metrics
+from speech_mtl.ngram import END, Spelling
 from speech_mtl.text import WORD_MARK, Tokenizer, normalize
 
 if TYPE_CHECKING:
@@ -39,7 +40,7 @@ RANGES = {
     "beam": (1, 1000), "lm_weight": (0.0, 10.0), "word_score": (-20.0, 20.0), "unknown_score": (-100.0, 0.0),
     "prior_weight": (0.0, 2.0), "boost": (0.0, 50.0),
 }  # fmt: skip
-PRIOR_WEIGHT = 0.25
+PRIOR_WEIGHT = 0.4
 """For a tokenizer of characters; with longer pieces, whose shares differ far more, it was not tried and is 0."""
 LEAST_SHARE = 1e-3
 """A token's share is not taken for less."""
@@ -55,19 +56,20 @@ class Decoding:
     """Settings of the beam search. Raises DecodingError where one is out of range.
 
     A text's score is ln p(text | sound) + lm_weight · ln p(words) + word_score · words + unknown_score · unknown words
-    + boost · hot words, where with a language model every token's ln p gains -prior_weight · ln(its share). Weights and
-    scores were chosen on the development sets of AN4, with trigrams of all other speakers' texts, and of `synthetic`.
+    + boost · hot words, where with a language model every token's ln p gains -prior_weight · ln(its share), and an
+    unknown word is as likely as <unk> and the letters that it is spelled with (`ngram.Spelling`) together. Weights and
+    scores were chosen on the development sets of AN4, with 4-grams of all other speakers' texts, and of `synthetic`.
     """
 
     beam: int = 32
     """Prefixes kept after a frame."""
     lm: str | None = None
     """ARPA file or KenLM binary."""
-    lm_weight: float = 0.4
+    lm_weight: float = 0.5
     word_score: float = 1.5
     """Of every word, where there is a language model: more than 0 makes up for the words it makes dearer."""
-    unknown_score: float = -3.0
-    """Of every word that the language model lacks, beside its probability of <unk>."""
+    unknown_score: float = 0.0
+    """Of every word that the language model lacks, beside its probability."""
     prior_weight: float | None = None
     """None: PRIOR_WEIGHT for a tokenizer of characters, 0 for one of longer pieces."""
     hot_words: tuple[str, ...] = ()
@@ -105,12 +107,13 @@ class LanguageModel:
         self._index = {word: i for i, word in enumerate(writable)}
         self._unknown = len(writable)
         self._model = _kenlm(self.path, start, [*writable.values(), "<unk>"])
+        self.spelling = Spelling(self.words)
 
     def start(self) -> Any:
         return self._model.start(False)
 
     def score(self, state: Any, word: str) -> tuple[Any, float]:
-        """(the state after the word, ln p(word))."""
+        """(the state after the word, ln p(word)); of a word that it lacks, ln p(<unk>)."""
         index = self._index.get(word, self._unknown)
         state, score = self._model.score(state, index)
         return state, LN_10 * (max(score, UNKNOWN_FLOOR) if index == self._unknown else score)
@@ -146,6 +149,8 @@ class Context(NamedTuple):
     """By the complete words."""
     word: str
     """The letters of the word that is being written."""
+    spelled: float
+    """Lost by these letters, should the language model lack the word."""
     ahead: float
     """Gained or lost by these letters, on account."""
 
@@ -167,16 +172,18 @@ class WordScorer:
             self.unknown = decoding.lm_weight * lm.score(lm.start(), "<unk>")[1] + decoding.unknown_score
 
     def start(self) -> Context:
-        return Context(self.lm.start() if self.lm else None, 0.0, "", 0.0)
+        return Context(self.lm.start() if self.lm else None, 0.0, "", 0.0, 0.0)
 
     def extend(self, context: Context, token: int) -> Context:
         piece = self.pieces[token]
-        if not piece.startswith(WORD_MARK):
-            word = context.word + piece
-            return context._replace(word=word, ahead=self._ahead(word))
-        word = piece.removeprefix(WORD_MARK)
-        state, gained = self._complete(context)
-        return Context(state, gained, word, self._ahead(word))
+        if piece.startswith(WORD_MARK):
+            piece = piece.removeprefix(WORD_MARK)
+            context = Context(*self._complete(context), "", 0.0, 0.0)
+        word, spelled = context.word, context.spelled
+        for letter in piece:
+            spelled += self._spelling(word, letter)
+            word += letter
+        return context._replace(word=word, spelled=spelled, ahead=self._ahead(word, spelled))
 
     def bonus(self, context: Context) -> float:
         return context.gained + context.ahead
@@ -185,13 +192,18 @@ class WordScorer:
         state, gained = self._complete(context)
         return gained + self.decoding.lm_weight * self.lm.end(state) if self.lm else gained
 
-    def _ahead(self, word: str) -> float:
+    def _spelling(self, word: str, letter: str) -> float:
+        return self.decoding.lm_weight * self.lm.spelling.letter(word, letter) if self.lm else 0.0
+
+    def _ahead(self, word: str, spelled: float) -> float:
         boost = self.decoding.boost * self.shares.get(word, 0.0)
-        return boost + self.unknown if self.lm and word and not self.lm.begins_a_word(word) else boost
+        if self.lm and word and not self.lm.begins_a_word(word):
+            boost += self.unknown + (0.0 if word in self.shares else spelled)  # a hot word is spelled by the user
+        return boost
 
     def _complete(self, context: Context) -> tuple[Any, float]:
         """(language model's state, what is gained) once the word is complete."""
-        state, gained, word, _ = context
+        state, gained, word, spelled, _ = context
         if not word:
             return state, gained
         if word in self.hot:
@@ -200,7 +212,8 @@ class WordScorer:
             state, score = self.lm.score(state, word)
             gained += self.decoding.lm_weight * score + self.decoding.word_score
             if not self.lm.knows(word):
-                gained += self.decoding.unknown_score
+                spelled = 0.0 if word in self.hot else spelled + self._spelling(word, END)
+                gained += self.decoding.unknown_score + spelled
         return state, gained
 
 

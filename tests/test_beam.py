@@ -24,7 +24,7 @@ from speech_mtl.language import (
     LanguageModel,
     WordScorer,
 )
-from speech_mtl.ngram import to_arpa
+from speech_mtl.ngram import END, to_arpa
 from speech_mtl.text import Tokenizer
 
 
@@ -101,7 +101,8 @@ def test_words_of_the_language_model_worked_by_hand(tokenizer: Tokenizer, tmp_pa
     state = lm.start()
     state, ab = lm.score(state, "ab")
     state, ba = lm.score(state, "ba")
-    expected = 0.8 * (ab + ba + lm.end(state)) + 2 * 0.3 - 1.5
+    letters = [lm.spelling.letter(begun, letter) for begun, letter in (("", "b"), ("b", "a"), ("ba", END))]
+    expected = 0.8 * (ab + ba + sum(letters) + lm.end(state)) + 2 * 0.3 - 1.5
     context = scorer.start()
     for token in tokenizer.encode("ab ba"):
         context = scorer.extend(context, token)
@@ -110,7 +111,38 @@ def test_words_of_the_language_model_worked_by_hand(tokenizer: Tokenizer, tmp_pa
     # what the search goes by: 'b' begins no known word, so its price is on account already
     begun = scorer.extend(scorer.start(), tokenizer.pieces.index("▁"))
     assert scorer.bonus(scorer.extend(begun, tokenizer.pieces.index("a"))) == 0
-    assert scorer.bonus(scorer.extend(begun, tokenizer.pieces.index("b"))) == pytest.approx(scorer.unknown)
+    expected = scorer.unknown + 0.8 * letters[0]
+    assert scorer.bonus(scorer.extend(begun, tokenizer.pieces.index("b"))) == pytest.approx(expected)
+
+
+@needs_kenlm
+def test_an_unknown_word_costs_more_the_longer_it_is(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """Else two words that the model lacks would be glued together, to pay for one."""
+    (tmp_path / "lm.arpa").write_text(to_arpa(["ab"], order=2))
+    lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
+    scorer = WordScorer(tokenizer.pieces, Decoding(lm="lm.arpa"), lm, [])
+    context, seen = scorer.start(), []
+    for token in tokenizer.encode("cbccac"):
+        context = scorer.extend(context, token)
+        seen.append(scorer.bonus(context))
+    steps = np.diff(seen)[1:]  # the first letter pays for <unk>, too
+    assert steps.max() < -0.5 and scorer.unknown < 0
+
+
+@needs_kenlm
+def test_a_hot_word_pays_for_no_letters(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    (tmp_path / "lm.arpa").write_text(to_arpa(["ab"], order=2))
+    lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
+    finals = {}
+    for hot in ([], ["cc"]):
+        scorer = WordScorer(tokenizer.pieces, Decoding(lm="lm.arpa", boost=0.0), lm, hot)
+        context = scorer.start()
+        for token in tokenizer.encode("cc"):
+            context = scorer.extend(context, token)
+        finals[bool(hot)] = scorer.bonus(context), scorer.final(context)
+    spelled = 0.5 * sum(lm.spelling.letter(begun, letter) for begun, letter in (("", "c"), ("c", "c")))
+    assert finals[True][0] - finals[False][0] == pytest.approx(-spelled)
+    assert finals[True][1] - finals[False][1] == pytest.approx(-spelled - 0.5 * lm.spelling.letter("cc", END))
 
 
 def test_a_hot_word_gains_letter_by_letter_and_loses_it_again(tokenizer: Tokenizer) -> None:
@@ -284,8 +316,7 @@ def test_remarks_before_an_arpa_file_change_nothing(tokenizer: Tokenizer, tmp_pa
 
 @needs_kenlm
 def test_kenlm_binary_gives_the_scores_of_its_arpa(tokenizer: Tokenizer, tmp_path: Path) -> None:
-    """tiny.binary was made by KenLM's build_binary from this model."""
-    (tmp_path / "lm.arpa").write_text(to_arpa(["ab", "ab ab c"], order=2))
+    (tmp_path / "lm.arpa").write_text(TINY_ARPA)
     text, binary = LanguageModel(tmp_path / "lm.arpa", tokenizer), LanguageModel(TINY_BINARY, tokenizer)
     assert text.words == binary.words == ["ab", "c"]
     for words in (["ab", "c"], ["c", "ab", "b"]):
@@ -296,4 +327,25 @@ def test_kenlm_binary_gives_the_scores_of_its_arpa(tokenizer: Tokenizer, tmp_pat
         assert text.end(states[0]) == pytest.approx(binary.end(states[1]))
 
 
+TINY_ARPA = """\\data\\
+ngram 1=5
+ngram 2=5
+
+\\1-grams:
+-99.0000000\t<s>\t-0.4771213
+-1.0791812\t<unk>
+-0.3802112\tab\t-0.3010300
+-0.5149098\t</s>
+-0.7112045\tc\t-0.3010300
+
+\\2-grams:
+-0.0939045\t<s> ab
+-0.4956047\tab </s>
+-0.4259687\tab ab
+-0.5785789\tab c
+-0.1852346\tc </s>
+
+\\end\\
+"""
 TINY_BINARY = Path(__file__).parent / "tiny.binary"
+"""What KenLM's build_binary made of TINY_ARPA."""
