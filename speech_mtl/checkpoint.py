@@ -27,6 +27,8 @@ from speech_mtl.text import Tokenizer
 
 FORMAT = 1
 CONFIG, WEIGHTS, TOKENIZER, LABELS = "config.json", "model.safetensors", "tokenizer.json", "labels.json"
+LM = "lm.arpa"
+"""The language model that `--lm own` takes; a folder may lack it."""
 
 
 class CheckpointError(ValueError):

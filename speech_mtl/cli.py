@@ -242,7 +242,7 @@ def evaluate_(
     Example: speech-mtl evaluate runs/an4 data/an4/trial.jsonl.gz --enroll data/an4/enroll.jsonl.gz --out eval
     """
     out = out or model / "eval"
-    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
+    decoding = decoding_of(model, beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
     written = ("summary.json", "conversations.jsonl", "utterances.jsonl", "report.html", "report.md")
     check_out([out / name for name in written], [*manifests, *(enroll or []), lm])
     if conversations:

@@ -45,9 +45,14 @@ BeamWidth = Annotated[
         "--beam", metavar="N", help="Beam search over N texts, 1 to 1000, not greedy; 32 with --lm or --hot-word."
     ),
 ]
+OWN = Path("own")
 LmFile = Annotated[
-    Path | None, typer.Option("--lm", help="Language model, ARPA or KenLM binary; asks for a beam search.")
-]
+    Path | None,
+    typer.Option(
+        "--lm", metavar="FILE",
+        help="Language model, ARPA or KenLM binary, or 'own': the model's; asks for a beam search.",
+    ),
+]  # fmt: skip
 LmWeight = Annotated[
     float | None, typer.Option("--lm-weight", help="Weight of the language model, 0 to 10; 0.5 if not given.")
 ]
@@ -145,9 +150,20 @@ def checked_device(device: str) -> str:
     return device
 
 
+def _own_lm(model: Path | None) -> Path:
+    """The language model of a model folder, beside its weights."""
+    from speech_mtl.checkpoint import LM
+    from speech_mtl.recognizer import PRETRAINED
+
+    if not (path := (model or PRETRAINED) / LM).is_file():
+        made = f"`speech-mtl lm TEXTS --model {model} --out {path}` makes one"
+        raise typer.BadParameter(f"--lm own: no {LM} in {model}; {made}")
+    return path
+
+
 def decoding_of(
-    beam: int | None, lm: Path | None, lm_weight: float | None, word_score: float | None, unknown_score: float | None,
-    prior_weight: float | None, hot_words: list[str] | None, boost: float | None,
+    model: Path | None, beam: int | None, lm: Path | None, lm_weight: float | None, word_score: float | None,
+    unknown_score: float | None, prior_weight: float | None, hot_words: list[str] | None, boost: float | None,
 ) -> Decoding | None:  # fmt: skip
     """The beam search that was asked for; None for the best path. A setting that would do nothing is a wrong call."""
     of_lm = {
@@ -160,6 +176,8 @@ def decoding_of(
         raise typer.BadParameter("--boost has a meaning only with --hot-word WORD")
     if beam is None and lm is None and not hot_words:
         return None
+    if lm == OWN:
+        lm = _own_lm(model)
     from speech_mtl.language import Decoding, DecodingError
 
     given = of_lm | {"beam": beam, "boost": boost, "lm": None if lm is None else str(lm)}

@@ -89,7 +89,7 @@ def transcribe(
         raise typer.BadParameter(f"two recordings have the same name and would share one file in {out}")
     check_out(targets.values(), [*files, lm, db])
     check_engine(engine, model)
-    decoding = decoding_of(beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
+    decoding = decoding_of(model, beam, lm, lm_weight, word_score, unknown_score, prior_weight, hot_word, boost)
     recognizer = with_remarks(load_recognizer(model, db, threshold, device, decoding, precision))
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from speech_mtl.calibration import CALIBRATION, read_calibration
 from speech_mtl.checkpoint import (
     LABELS,
+    LM,
     TOKENIZER,
     WEIGHTS,
     CheckpointError,
@@ -98,7 +99,7 @@ def export_model(folder: str | Path, out: Path, start: str = "audio", int8: bool
         in_graph = ("encoder.", "branches.")
         heads = {name: value for name, value in model.state_dict().items() if not name.startswith(in_graph)}
         save_tensors({name: value.contiguous() for name, value in heads.items()}, whole / HEADS)
-        for name in (TOKENIZER, LABELS):
+        for name in (TOKENIZER, LABELS, LM):
             if (Path(folder) / name).is_file():
                 shutil.copy(Path(folder) / name, whole / name)
         (whole / "README.md").write_text(card(model, start, int8), encoding="utf-8")

@@ -11,8 +11,10 @@ from conftest import RATE, make_corpus, needs_kenlm
 from test_cli import call
 from test_recognizer import save_tiny, speech
 
+import speech_mtl
 from speech_mtl.alignment import read_text
 from speech_mtl.cli_decode import _texts
+from speech_mtl.metrics import word_error_count, word_errors
 
 
 @pytest.fixture(scope="module")
@@ -48,6 +50,32 @@ def test_lm_reads_texts_and_manifests_and_serves_transcribe_and_evaluate(place: 
     assert "language model lm.arpa: changed " in scored.stderr
     row = json.loads((place / "eval" / "utterances.jsonl").read_text().splitlines()[0])
     assert set(row["asr"]["without"]) == {"language model", "hot words"}
+
+
+@needs_kenlm
+def test_own_is_the_language_model_in_the_models_folder(place: Path) -> None:
+    own = save_tiny(place / "own_model")
+    for command in (["transcribe", place / "0.wav", "-m", own], ["evaluate", own, "none.jsonl"]):
+        refused = call(*command, "--lm", "own")
+        assert refused.exit_code == 2 and not refused.stdout
+        said = " ".join(refused.stderr.replace("│", " ").split())
+        assert "--lm own: no lm.arpa in" in said and "makes one" in said
+    assert call("lm", place / "texts.txt", "--model", own, "--out", own / "lm.arpa").exit_code == 0
+    options = ["-f", "json", "--lm-weight", "2"]
+    named = call("transcribe", place / "0.wav", "-m", own, *options, "--lm", own / "lm.arpa")
+    result = call("transcribe", place / "0.wav", "-m", own, *options, "--lm", "own")
+    assert result.exit_code == 0 and result.stdout == named.stdout and "language model lm.arpa" in result.stdout
+
+
+@needs_kenlm
+def test_the_bundled_language_model_serves_the_bundled_model(place: Path) -> None:
+    demo = Path(speech_mtl.__file__).parent / "demo_data"
+    truth = " ".join(turn["text"] for turn in json.loads((demo / "truth.json").read_text()))
+    errors = []
+    for options in ([], ["--lm", "own"]):
+        result = call("transcribe", demo / "conversation.flac", "-f", "json", *options)
+        errors.append(word_error_count(word_errors(truth, json.loads(result.stdout)["text"])))
+    assert errors[1] <= errors[0] <= 0.2 * len(truth.split())
 
 
 def test_greedy_stays_the_default(place: Path, model: Path) -> None:
