@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 from math import exp, inf, log1p
 from typing import Any, Protocol
 
-TOKEN_FLOOR = -9.0
-"""Tokens less likely than e^-9 in a frame are not tried there."""
-PREFIX_FLOOR = -20.0
-"""Prefixes more than this (natural log) below the best are dropped."""
+TOKEN_FLOOR = -7.0
+"""Tokens less likely than e^-7 in a frame are not tried there."""
+PREFIX_FLOOR = -14.0
+"""Prefixes more than this (natural log) below the best are dropped. With -9 and -20, 360 utterances of AN4's
+development speakers had the same texts, at three and a half times the time."""
 
 
 class Scorer(Protocol):
