@@ -45,9 +45,9 @@ BeamWidth = Annotated[
         "--beam", metavar="N", help="Beam search over N texts, 1 to 1000, not greedy; 32 with --lm or --hot-word."
     ),
 ]
-OWN = Path("own")
+OWN = "own"
 LmFile = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--lm", metavar="FILE",
         help="Language model, ARPA or KenLM binary, or 'own': the model's; asks for a beam search.",
@@ -61,7 +61,7 @@ WordScore = Annotated[
 ]
 UnknownScore = Annotated[
     float | None,
-    typer.Option("--unknown-score", help="Added per word that the language model lacks, -100 to 0; 0 if not given."),
+    typer.Option("--unknown-score", help="Added per word that the language model lacks, -100 to 20; 0 if not given."),
 ]
 PriorWeight = Annotated[
     float | None,
@@ -150,19 +150,20 @@ def checked_device(device: str) -> str:
     return device
 
 
-def _own_lm(model: Path | None) -> Path:
+def _own_lm(model: Path | None) -> str:
     """The language model of a model folder, beside its weights."""
-    from speech_mtl.checkpoint import LM
+    from speech_mtl.checkpoint import CONFIG, LM
     from speech_mtl.recognizer import PRETRAINED
 
-    if not (path := (model or PRETRAINED) / LM).is_file():
-        made = f"`speech-mtl lm TEXTS --model {model} --out {path}` makes one"
-        raise typer.BadParameter(f"--lm own: no {LM} in {model}; {made}")
-    return path
+    folder = model or PRETRAINED
+    if (folder / CONFIG).is_file() and not (folder / LM).is_file():  # loading says what is wrong with other folders
+        made = f"`speech-mtl lm TEXTS --model {folder} --out {folder / LM}` makes one"
+        raise typer.BadParameter(f"--lm own: no {LM} in {folder}; {made}")
+    return str(folder / LM)
 
 
 def decoding_of(
-    model: Path | None, beam: int | None, lm: Path | None, lm_weight: float | None, word_score: float | None,
+    model: Path | None, beam: int | None, lm: str | None, lm_weight: float | None, word_score: float | None,
     unknown_score: float | None, prior_weight: float | None, hot_words: list[str] | None, boost: float | None,
 ) -> Decoding | None:  # fmt: skip
     """The beam search that was asked for; None for the best path. A setting that would do nothing is a wrong call."""
@@ -180,7 +181,7 @@ def decoding_of(
         lm = _own_lm(model)
     from speech_mtl.language import Decoding, DecodingError
 
-    given = of_lm | {"beam": beam, "boost": boost, "lm": None if lm is None else str(lm)}
+    given = of_lm | {"beam": beam, "boost": boost, "lm": lm}
     settings = {name: value for name, value in given.items() if value is not None}
     try:
         return Decoding(**settings, hot_words=tuple(hot_words or ()))  # type: ignore[arg-type]

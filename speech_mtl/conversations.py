@@ -73,6 +73,8 @@ def evaluate_conversations(
     (out / "summary.json").unlink(missing_ok=True)
     part.replace(out / "conversations.jsonl")
     summary = summarize(rows)
+    if decoder := asr_of(recognizer.model).decoder:
+        summary["asr"]["decoding"] = decoder.describe()
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 

@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 LN_10 = log(10)
-UNKNOWN_FLOOR = -5.0
-"""log10; KenLM gives a model without <unk> -100 for it, which would forbid every word that the model lacks. On AN4's
-development speakers, without their models' <unk>, -5 to -3 did alike, -7 less well."""
+FORBIDDEN, UNKNOWN = -50.0, -5.0
+"""log10; KenLM gives a model without <unk> -100 for it, which would forbid every word that the model lacks, and here it
+is -5. On AN4's development speakers, without their models' <unk>, -5 to -3 did alike, -7 less well."""
 RANGES = {
-    "beam": (1, 1000), "lm_weight": (0.0, 10.0), "word_score": (-20.0, 20.0), "unknown_score": (-100.0, 0.0),
+    "beam": (1, 1000), "lm_weight": (0.0, 10.0), "word_score": (-20.0, 20.0), "unknown_score": (-100.0, 20.0),
     "prior_weight": (0.0, 2.0), "boost": (0.0, 50.0),
 }  # fmt: skip
 PRIOR_WEIGHT = 0.4
@@ -59,7 +59,7 @@ class Decoding:
     word_score: float = 1.5
     """Of every word, where there is a language model: more than 0 makes up for the words it makes dearer."""
     unknown_score: float = 0.0
-    """Of every word that the language model lacks, beside its probability."""
+    """Of every word that the language model lacks, beside its probability: 4 and more for a model that lacks many."""
     prior_weight: float | None = None
     """None: PRIOR_WEIGHT for a tokenizer of characters, 0 for one of longer pieces."""
     hot_words: tuple[str, ...] = ()
@@ -106,7 +106,7 @@ class LanguageModel:
         """(the state after the word, ln p(word)); of a word that it lacks, ln p(<unk>)."""
         index = self._index.get(word, self._unknown)
         state, score = self._model.score(state, index)
-        return state, LN_10 * (max(score, UNKNOWN_FLOOR) if index == self._unknown else score)
+        return state, LN_10 * (UNKNOWN if score < FORBIDDEN else score)
 
     def knows(self, word: str) -> bool:
         return word in self._index

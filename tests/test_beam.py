@@ -116,6 +116,19 @@ def test_words_of_the_language_model_worked_by_hand(tokenizer: Tokenizer, tmp_pa
 
 
 @needs_kenlm
+def test_a_model_without_unk_still_lets_unknown_words_be_written(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """KenLM would give them 10^-100; an <unk> that the model has counts as it is."""
+    content = to_arpa(["ab"], order=2)
+    [line] = [line for line in content.splitlines() if "<unk>" in line]
+    for value, expected in ((line.split("\t")[0], float(line.split("\t")[0])), ("-100", -5.0), ("-8.0", -8.0)):
+        (tmp_path / "lm.arpa").write_text(content.replace(line, f"{value}\t<unk>"))
+        lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
+        back_off = float(next(row for row in content.splitlines() if "\t<s>\t" in row).split("\t")[2])
+        unseen = -5.0 if value == "-100" else expected + back_off
+        assert lm.score(lm.start(), "cc")[1] == pytest.approx(log(10) * unseen, abs=1e-4)
+
+
+@needs_kenlm
 def test_an_unknown_word_costs_more_the_longer_it_is(tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Else two words that the model lacks would be glued together, to pay for one."""
     (tmp_path / "lm.arpa").write_text(to_arpa(["ab"], order=2))
@@ -242,7 +255,7 @@ def test_a_narrow_beam_keeps_the_tree_small(tokenizer: Tokenizer) -> None:
     [
         ({"beam": 0}, "beam 0; expected 1 to 1000"), ({"lm_weight": -0.1}, "lm_weight -0.1; expected 0 to 10"),
         ({"lm_weight": float("nan")}, "lm_weight nan"), ({"boost": 51.0}, "boost 51; expected 0 to 50"),
-        ({"unknown_score": 1.0}, "unknown_score 1; expected -100 to 0"), ({"word_score": inf}, "word_score inf"),
+        ({"unknown_score": 21.0}, "unknown_score 21; expected -100 to 20"), ({"word_score": inf}, "word_score inf"),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(settings: dict, message: str) -> None:

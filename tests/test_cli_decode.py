@@ -53,13 +53,19 @@ def test_lm_reads_texts_and_manifests_and_serves_transcribe_and_evaluate(place: 
 
 
 @needs_kenlm
-def test_own_is_the_language_model_in_the_models_folder(place: Path) -> None:
+def test_own_is_the_language_model_in_the_models_folder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     own = save_tiny(place / "own_model")
     for command in (["transcribe", place / "0.wav", "-m", own], ["evaluate", own, "none.jsonl"]):
         refused = call(*command, "--lm", "own")
         assert refused.exit_code == 2 and not refused.stdout
         said = " ".join(refused.stderr.replace("│", " ").split())
         assert "--lm own: no lm.arpa in" in said and "makes one" in said
+    missing = call("transcribe", place / "0.wav", "-m", place / "nowhere", "--lm", "own")
+    assert missing.exit_code == 1 and "is not a model folder" in missing.stderr
+    monkeypatch.chdir(place)
+    (place / "own").write_text("no language model\n")
+    file = call("transcribe", place / "0.wav", "-m", own, "--lm", "./own")
+    assert file.exit_code == 1 and "own: neither an ARPA file" in file.stderr
     assert call("lm", place / "texts.txt", "--model", own, "--out", own / "lm.arpa").exit_code == 0
     options = ["-f", "json", "--lm-weight", "2"]
     named = call("transcribe", place / "0.wav", "-m", own, *options, "--lm", own / "lm.arpa")
