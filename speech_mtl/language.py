@@ -106,7 +106,7 @@ class LanguageModel:
         """(the state after the word, ln p(word)); of a word that it lacks, ln p(<unk>)."""
         index = self._index.get(word, self._unknown)
         state, score = self._model.score(state, index)
-        return state, LN_10 * (UNKNOWN if score < FORBIDDEN else score)
+        return state, LN_10 * (UNKNOWN if index == self._unknown and score < FORBIDDEN else score)
 
     def knows(self, word: str) -> bool:
         return word in self._index

@@ -126,6 +126,10 @@ def test_a_model_without_unk_still_lets_unknown_words_be_written(tokenizer: Toke
         back_off = float(next(row for row in content.splitlines() if "\t<s>\t" in row).split("\t")[2])
         unseen = -5.0 if value == "-100" else expected + back_off
         assert lm.score(lm.start(), "cc")[1] == pytest.approx(log(10) * unseen, abs=1e-4)
+    [line] = [line for line in content.splitlines() if "\t<s> ab" in line]
+    (tmp_path / "lm.arpa").write_text(content.replace(line, "-99.0\t<s> ab"))  # a word that the model rules out
+    lm = LanguageModel(tmp_path / "lm.arpa", tokenizer)
+    assert lm.score(lm.start(), "ab")[1] == pytest.approx(log(10) * -99)
 
 
 @needs_kenlm
