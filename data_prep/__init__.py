@@ -29,6 +29,7 @@ CORPORA: dict[str, str] = {
     "jsonl": "data_prep.jsonl",
     "synthetic": "data_prep.synthetic",
     "kokoro": "data_prep.kokoro",
+    "spliced": "data_prep.spliced",
     "noises": "data_prep.noises",
     "rooms": "data_prep.rooms",
     "conversations": "data_prep.conversations",

@@ -12,7 +12,7 @@ Source of the rooms: lhotse's fast random impulse responses (Luo & Yu 2022, arXi
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -27,10 +27,9 @@ from scipy.signal import butter, sosfilt
 
 from data_prep.common import LeftOut, Prepared, PrepareError, check_counts, check_shares, progress, to_cuts, write_flac
 from data_prep.rooms import impulse_response
-from speech_mtl.audio import averaged, reason_of
-from speech_mtl.data import DataError, Manifest
+from data_prep.utterances import SAMPLE_RATE, by_speaker, read
+from data_prep.utterances import samples as samples_of
 
-SAMPLE_RATE = 16000
 DISTANCE_DB = 3.0
 """Each speaker is up to this much louder or softer than in the source."""
 FLOOR_DB = -72.0
@@ -106,14 +105,14 @@ def prepare(
     _check_options(conversations, minutes, speakers, pause_s, room)
     check_shares(backchannels=backchannels, overlap=overlap, telephone=telephone)
     left_out: list[LeftOut] = []
-    by_speaker = _by_speaker(_read(source), left_out)
-    if len(by_speaker) < speakers:
-        raise PrepareError(f"source {source}: {len(by_speaker)} speakers with a text; expected {speakers} or more")
-    noises = list(_read(noise)) if noise else []
+    found = by_speaker(read(source), left_out)
+    if len(found) < speakers:
+        raise PrepareError(f"source {source}: {len(found)} speakers with a text; expected {speakers} or more")
+    noises = read(noise) if noise else []
     cuts = []
     for number in progress(range(conversations), "conversations"):
         rng = Random(f"{seed}/{number}")
-        voices = [_voice(name, by_speaker[name], room, rng) for name in rng.sample(sorted(by_speaker), speakers)]
+        voices = [_voice(name, found[name], room, rng) for name in rng.sample(sorted(found), speakers)]
         name = f"conversation-{seed}-{number:03d}"
         part = audio / f"{name}.part"
         part.parent.mkdir(parents=True, exist_ok=True)
@@ -143,25 +142,6 @@ def _check_options(conversations: int, minutes: float, speakers: int, pause_s: f
         raise PrepareError(f"option room: {room} given; accepted: seconds from 0 to 0.8")
 
 
-def _read(manifest: Path) -> list[Cut]:
-    if not manifest.is_file():
-        raise PrepareError(f"source {manifest}: is no file; expected a manifest of cuts (jsonl.gz)")
-    try:
-        return list(Manifest(manifest))
-    except DataError as error:
-        raise PrepareError(f"source {error}") from None
-
-
-def _by_speaker(cuts: Iterable[Cut], left_out: list[LeftOut]) -> dict[str, list[Cut]]:
-    found: dict[str, list[Cut]] = {}
-    for cut in cuts:
-        if len(cut.supervisions) != 1 or not cut.supervisions[0].text or not cut.supervisions[0].speaker:
-            left_out.append(LeftOut(cut.id, "is not one utterance with a text and a speaker"))
-        else:
-            found.setdefault(cut.supervisions[0].speaker, []).append(cut)
-    return found
-
-
 def _voice(name: str, cuts: list[Cut], room: float, rng: Random) -> Voice:
     response = impulse_response(rng, room) if room else None
     return Voice(name, cuts, rng.uniform(-DISTANCE_DB, DISTANCE_DB), response)
@@ -187,7 +167,7 @@ def _utterance(voice: Voice, cut: Cut) -> Utterance:
     """The cut's speech at the voice's level, in its room, faded in and out."""
     import librosa
 
-    samples = _samples(cut)
+    samples = samples_of(cut)
     _, (first, last) = librosa.effects.trim(samples, top_db=QUIET_DB, frame_length=400, hop_length=160)
     start, end = max(0, first - round(EDGE_S * SAMPLE_RATE)), last + round(EDGE_S * SAMPLE_RATE)
     samples = samples[start:end].astype(np.float32)
@@ -208,15 +188,6 @@ def _utterance(voice: Voice, cut: Cut) -> Utterance:
     )
 
 
-def _samples(cut: Cut) -> np.ndarray:
-    try:
-        return averaged(cut.resample(SAMPLE_RATE).load_audio().T)
-    except Exception as error:  # lhotse raises many kinds, over many lines
-        recording = getattr(cut, "recording", None)
-        path = recording.sources[0].source if recording else "its sound"
-        raise PrepareError(f"cut '{cut.id}': {path} cannot be read: {reason_of(error)}") from None
-
-
 def _rms(samples: np.ndarray) -> float:
     return max(float(np.sqrt(np.mean(samples**2))), 1e-6)
 
@@ -226,7 +197,7 @@ def _background(noises: list[Cut], snr_db: float, voices: list[Voice], rng: Rand
     if noises:
         speech = float(np.mean([_rms(_utterance(voice, voice.cuts[0]).samples) for voice in voices]))
         while True:
-            samples = _samples(rng.choice(noises))
+            samples = samples_of(rng.choice(noises))
             yield (speech * 10 ** (-snr_db / 20) / _rms(samples) * samples).astype(np.float32)
     generator = np.random.default_rng(rng.getrandbits(32))
     while True:
