@@ -54,7 +54,8 @@ def lm(
     if unwritable := {word for text in texts for word in text.split() if tokenizer.unknown(word)}:
         note(f"{len(unwritable)} words have characters that the model cannot write, such as '{min(unwritable)}'")
     words = {word for text in texts for word in text.split()}
-    note(f"written: {out}: {order}-grams of {len(words)} words from {sum(map(bool, texts))} texts")
+    longest = content.count("\nngram ")  # short texts have no long ones
+    note(f"written: {out}: {longest}-grams of {len(words)} words from {sum(map(bool, texts))} texts")
 
 
 def _texts(source: Path) -> Iterator[str]:

@@ -67,16 +67,31 @@ def evaluate_conversations(
         for cut in read_cuts(manifests):
             times[cut.id] += 1
             cut = repetition(cut, times[cut.id])  # manifests prepared with one seed have the same ids
-            rows.append(_row(cut, recognizer, out / f"{cut.id.replace('/', '_')}.json", speakers))
+            rows.append(_row(cut, recognizer, out / _transcript(cut.id), speakers))
             file.write(json.dumps(rows[-1], ensure_ascii=False) + "\n")
             on_row(rows[-1])
     (out / "summary.json").unlink(missing_ok=True)
+    for stale in _transcripts(out / "conversations.jsonl") - _transcripts(part):
+        (out / stale).unlink(missing_ok=True)
     part.replace(out / "conversations.jsonl")
     summary = summarize(rows)
     if decoder := asr_of(recognizer.model).decoder:
         summary["asr"]["decoding"] = decoder.describe()
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
+
+
+def _transcript(conversation: str) -> str:
+    return f"{conversation.replace('/', '_')}.json"
+
+
+def _transcripts(file: Path) -> set[str]:
+    """Names of the transcripts that belong to an evaluation's rows; none where the file is something else, or none."""
+    try:
+        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        return {_transcript(row["id"]) for row in rows if "error" not in row}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return set()
 
 
 def _row(cut: Cut, recognizer: Recognizer, transcript: Path, speakers: int | None) -> Row:

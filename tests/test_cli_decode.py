@@ -37,6 +37,8 @@ def test_lm_reads_texts_and_manifests_and_serves_transcribe_and_evaluate(place: 
     assert made.exit_code == 0, made.output
     assert "2-grams of 3 words from 8 texts" in made.stderr
     assert (place / "lm.arpa").read_text().startswith("\\data\\\nngram 1=6\n")
+    short = call("lm", place / "texts.txt", "--order", "6", "--out", place / "short.arpa", "-m", model)
+    assert "short.arpa: 4-grams of 3 words from 2 texts" in short.stderr  # <s> low mid </s>
     options = ["--lm", place / "lm.arpa", "--lm-weight", "2", "--beam", "8", "--hot-word", "mid", "--boost", "3"]
     result = call("transcribe", place / "0.wav", "-m", model, "-f", "json", *options)
     assert result.exit_code == 0, result.output

@@ -283,6 +283,8 @@ def test_evaluate_conversations(tmp_path: Path) -> None:
     assert (summary["conversations"], summary["failed"]) == (1, 1)
     rows = [json.loads(line) for line in (tmp_path / "eval" / "conversations.jsonl").read_text().splitlines()]
     assert [row["id"] for row in rows] == [cut.id for cut in cuts] and ["error" in row for row in rows] == [True, False]
+    kept = [(tmp_path / "eval" / f"{cut.id}.json").exists() for cut in cuts]
+    assert kept == [False, True]  # no transcript of a row that is no more
     CutSet.from_cuts(cuts[:1]).to_file(tmp_path / "gone.jsonl.gz")
     result = call("evaluate", model, tmp_path / "gone.jsonl.gz", "--conversations", "--out", tmp_path / "eval")
     assert result.exit_code == 1 and not (tmp_path / "eval" / "summary.json").exists()  # not that of other rows
