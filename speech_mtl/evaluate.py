@@ -29,6 +29,7 @@ from speech_mtl.cuts import at_all_speeds, seeded
 from speech_mtl.data import Batch, DataError, batches, describe_cut, is_usable, read_cuts
 from speech_mtl.lift import lifted
 from speech_mtl.model import SpeechModel
+from speech_mtl.statistics import paired_wer_bootstrap
 from speech_mtl.tasks import Frames, label_of
 from speech_mtl.tasks.asr import ASR
 from speech_mtl.tasks.classify import Classify
@@ -314,6 +315,33 @@ _SCORE: dict[str, Callable[[list[Any]], dict[str, Any]]] = {
 }
 
 
+def without_each_help(rows: Iterable[Row], task: str) -> dict[str, dict[str, Any]]:
+    """By the name of a decoder's help: the WER without it, and the difference that it makes, with its 95 % interval."""
+    errors: dict[str, list[int]] = {}
+    found: list[tuple[int, int, str]] = []
+    for row in rows:
+        answer = row.get(task, {})
+        if "ref" in answer:
+            found.append((metrics.word_error_count(answer["errors"]), answer["errors"]["words"], _drawn_with(row)))
+            for name, text in answer["without"].items():
+                counts = metrics.word_errors(answer["ref"], text)
+                errors.setdefault(name, []).append(metrics.word_error_count(counts))
+    if not sum(words for _, words, _ in found):
+        return {}
+    with_U, words_U, speakers = zip(*found, strict=True)
+    effects = {}
+    for name, without_U in errors.items():
+        effect = paired_wer_bootstrap(with_U, without_U, words_U, speakers)
+        interval = {end: round(getattr(effect, end), 6) for end in ("difference", "low", "high")}
+        effects[name] = {"wer": round(sum(without_U) / sum(words_U), 6)} | interval | {"test": effect.test}
+    return effects
+
+
+def _drawn_with(row: Row) -> str:
+    """Whose utterances a resampling draws together: a speaker's, or each by itself."""
+    return row["true_speaker"] or f"utterance {row['id']}"
+
+
 def headline(summary: dict[str, Any], kinds: dict[str, str]) -> dict[str, float]:
     """Each task's one error figure, lower is better: WER; EER of enrolled speakers; 1 - accuracy."""
     figures = {}
@@ -344,6 +372,8 @@ def evaluate(
     for name, task in model.tasks.items():
         if isinstance(task, ASR) and task.decoder and name in summary:
             summary[name]["decoding"] = task.decoder.describe()
+            if effects := without_each_help(read_rows(out / "utterances.jsonl"), name):
+                summary[name]["without"] = effects
     (out / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
     return summary
 

@@ -52,6 +52,12 @@ def test_lm_reads_texts_and_manifests_and_serves_transcribe_and_evaluate(place: 
     assert "language model lm.arpa: changed " in scored.stderr
     row = json.loads((place / "eval" / "utterances.jsonl").read_text().splitlines()[0])
     assert set(row["asr"]["without"]) == {"language model", "hot words"}
+    assert set(summary["asr"]["without"]) == {"language model", "hot words"}
+    worth = summary["asr"]["without"]["language model"]
+    assert worth["difference"] == pytest.approx(summary["asr"]["wer"] - worth["wer"], abs=2e-6)
+    sentence = f"language model: word error rate {100 * worth['wer']:.2f} % without it; "
+    assert sentence in scored.stdout and sentence in (place / "eval" / "report.md").read_text()
+    assert sentence.capitalize() in (place / "eval" / "report.html").read_text()
 
 
 @needs_kenlm

@@ -25,6 +25,7 @@ from speech_mtl.evaluate import (
     headline,
     read_rows,
     summarize,
+    without_each_help,
 )
 from speech_mtl.report import terminal_markdown, write_report
 from speech_mtl.tasks import label_of
@@ -48,6 +49,26 @@ def test_summary_equals_counts_made_by_hand() -> None:
     assert summary["cost"] == {"parameters": 7, "rtf": 0.25, "audio_s": 10.0}
     assert summary["failed"] == 1 and summary["utterances"] == 4 and "gender" not in summary
     assert headline(summary, {"asr": "asr", "speaker": "speaker"}) == {"asr": 0.5, "speaker": 0.5}
+
+
+def test_what_a_help_is_worth_worked_by_hand() -> None:
+    """Of 36 words 6 are wrong, without the language model 12, one in each utterance; the hot words do nothing."""
+    rows: list[dict] = [{"id": "bad", "error": "unreadable"}, {"id": "x", "asr": {"hyp": "a"}, "true_speaker": None}]
+    for i in range(12):
+        errors = {"words": 3, "substitutions": i % 2, "deletions": 0, "insertions": 0, "chars": 5, "char_errors": i % 2}
+        hyp = "a b x" if i % 2 else "a b c"
+        answer = {"hyp": hyp, "ref": "a b c", "errors": errors, "without": {"lm": "a y c", "hot": hyp}}
+        rows.append({"id": str(i), "true_speaker": f"s{i}", "asr": answer})
+    found = without_each_help(rows, "asr")
+    assert (found["lm"]["wer"], found["lm"]["difference"]) == (round(12 / 36, 6), round(-6 / 36, 6))
+    assert found["lm"]["low"] < found["lm"]["difference"] < found["lm"]["high"] < 0.1
+    assert (found["hot"]["wer"], found["hot"]["difference"]) == (round(6 / 36, 6), 0)
+    assert found["hot"]["low"] < 0 < found["hot"]["high"]
+    assert without_each_help(rows[:2], "asr") == {}
+    for row in rows[2:]:
+        row["true_speaker"] = None  # each utterance by itself, as each is another speaker's here
+    unnamed = without_each_help(rows, "asr")["lm"]
+    assert (unnamed["low"], unnamed["high"]) == (found["lm"]["low"], found["lm"]["high"])
 
 
 def test_evaluation_writes_a_row_an_utterance(tiny_config: Config, corpus: dict[str, str], tmp_path: Path) -> None:

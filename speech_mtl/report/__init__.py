@@ -49,6 +49,16 @@ def score_table(scores: dict[str, Any]) -> list[tuple[str, str]]:
     return shown
 
 
+def help_lines(scores: dict[str, Any]) -> list[str]:
+    """A sentence on what a language model and hot words were each worth, where they were used and scored."""
+    lines = []
+    for name, effect in scores.get("without", {}).items():
+        difference, low, high = (f"{100 * effect[end]:+.2f}" for end in ("difference", "low", "high"))
+        interval = f"{difference} points with it, 95 % interval {low} to {high}"
+        lines.append(f"{name}: word error rate {percent(effect['wer'])} without it; {interval}")
+    return lines
+
+
 def cost_table(summary: dict[str, Any]) -> list[tuple[str, str]]:
     cost = summary.get("cost", {})
     return [
@@ -71,11 +81,15 @@ def task_title(name: str, scores: dict[str, Any]) -> str:
 
 def terminal_markdown(summary: dict[str, Any]) -> str:
     """A section per task and one for the cost, each a small table whose columns line up in a terminal."""
-    sections = [(task_title(name, scores), score_table(scores)) for name, scores in task_scores(summary).items()]
+    sections = []
+    for name, scores in task_scores(summary).items():
+        sections.append(f"### {task_title(name, scores)}")
+        if table := score_table(scores):
+            sections.append(markdown_table(table))
+        sections += help_lines(scores)
     if not sections:
-        sections = [("no task was scored: no utterance carries a label", [])]
-    sections.append(("data and cost", cost_table(summary)))
-    return "\n\n".join(f"### {title}" + ("\n\n" + markdown_table(table) if table else "") for title, table in sections)
+        sections = ["### no task was scored: no utterance carries a label"]
+    return "\n\n".join([*sections, "### data and cost", markdown_table(cost_table(summary))])
 
 
 def markdown_table(columns: list[tuple[str, str]]) -> str:

@@ -14,6 +14,7 @@ from speech_mtl.metrics import word_error_count
 from speech_mtl.report import (
     cost_table,
     figures,
+    help_lines,
     markdown_rows,
     number,
     percent,
@@ -79,6 +80,7 @@ def _task_view(evidence: Evidence, name: str, scores: dict[str, Any]) -> dict[st
     kind = kind_of_scores(scores)
     view: dict[str, Any] = {
         "name": name, "kind": kind, "title": task_title(name, scores), "scores": scores, "table": score_table(scores),
+        "helps": help_lines(scores),
         "utterances": len(evidence.labelled(name)),
         "unlabelled": sum(not {"ref", "unknown"} & row.get(name, {}).keys() for row in evidence.rows),
     }  # fmt: skip
