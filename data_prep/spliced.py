@@ -6,8 +6,8 @@ utterance begins with a phrase that began one, goes on with some from within and
 many as one of the speaker's has. Returns train only. Everything follows from the seed. Labels are the source's, but for
 the speaker, who is left out: what copies of a phrase have in common would count as the voice.
 
-The bundled model makes 0.1 % word errors on AN4's training set, and 5.8 % on the same phrases in other orders (recipe
-an4-spliced). Source: Lam et al. 2021, "On-the-Fly Aligned Data Augmentation", arXiv 2104.01393, where words are
+A model that had not learnt on them made 0.1 % word errors on AN4's training set, and 5.8 % on the same phrases in other
+orders. Source: Lam et al. 2021, "On-the-Fly Aligned Data Augmentation", arXiv 2104.01393, where words are
 exchanged wherever they begin and end; here only where nothing is said between them: no sound is cut through.
 """
 
