@@ -77,8 +77,12 @@ class Population:
 
     @classmethod
     def of(cls, voices_CE: np.ndarray) -> Population:
-        """From the training speakers' voices; where there are none to speak of, all directions count alike."""
-        between = voices_CE.var(axis=0)
+        """From the training speakers' voices; where there are none to speak of, all directions count alike.
+
+        A speaker without a usable utterance has a voice of zeros, which is like nobody's.
+        """
+        voices_CE = voices_CE[voices_CE.any(axis=1)]
+        between = voices_CE.var(axis=0) if len(voices_CE) else np.zeros(voices_CE.shape[1])
         if len(voices_CE) < 10 or between.sum() < 0.1:
             size = voices_CE.shape[1]
             return cls(np.zeros(size), np.full(size, 0.5 / size))

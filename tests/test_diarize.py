@@ -56,6 +56,14 @@ def purity(found: Voices, truth: np.ndarray) -> float:
 POPULATION = Population(np.zeros(E), np.full(E, 0.5 / E))
 
 
+def test_a_speaker_without_a_voice_is_no_part_of_the_population() -> None:
+    voices = normalized(0.4 + np.random.default_rng(0).standard_normal((40, E)))
+    with_none = Population.of(np.vstack([voices, np.zeros_like(voices)]))
+    assert np.array_equal(with_none.mean, Population.of(voices).mean)
+    assert np.array_equal(with_none.between, voices.var(axis=0))
+    assert np.array_equal(Population.of(np.zeros((40, E))).between, POPULATION.between)
+
+
 @pytest.mark.parametrize("n_voices", [1, 2, 4, 7, 10])
 def test_voices_and_their_number_are_found(n_voices: int) -> None:
     phrases, truth, voices = conversation(n_voices, 40 * n_voices)
