@@ -8,19 +8,21 @@ words given to the wrong voice were in phrases of two voices.
 Phrases are told apart by variational Bayes over a hidden Markov model, after VBx (Landini et al. 2022, arXiv
 2012.14952): a voice is a Gaussian point in the discriminant space of the speaker head, whose prior is what the training
 voices were like; longer phrases count for more; voices that explain nothing vanish, which is what finds their number.
-It starts from scikit-learn's agglomerative clustering. A piece's voice is the most probable one of those found, given
-all pieces. Who is enrolled plays no part in this: as evidence heard before, enrolled voices drew phrases of others to
-them, most of all those that were not there; so the voices are found first and named afterwards. But a voice whose
-phrases are two enrolled ones', each beyond doubt, is two (`parted`).
+It starts from an agglomerative clustering, cut at several heights, and what explains the phrases best in the end is
+kept: two voices that begin in one cluster stay one. A piece's voice is the most probable one of those found, given all
+pieces. Who is enrolled plays no part in this: as evidence heard before, enrolled voices drew phrases of others to them,
+most of all those that were not there; so the voices are found first and named afterwards. But a voice whose phrases are
+two enrolled ones', each beyond doubt, is two (`parted`).
 
-The constants were chosen on recordings of AN4's and speechocean762's dev speakers, of synthetic dev voices, and of 104
-training speakers heard by four heads that were trained without them, with one to six voices, 17 seconds to 15 minutes
-long: a dozen dev speakers alone are too few, what suits them best loses a voice in every third conversation of others.
+The constants were chosen on recordings of AN4's and speechocean762's dev speakers and of training speakers heard by
+heads that were trained without them (104 of them and synthetic dev voices, too; 26 for START_COSINES and FIT, SPREAD,
+MUCH), with one to six voices, 17 seconds to 15 minutes long: a dozen dev speakers alone are too few, what suits them
+best loses a voice in every third conversation of others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import inf
@@ -35,8 +37,8 @@ POWER = 0.65
 """A phrase of d seconds counts d^0.65: neighbouring frames are no independent evidence."""
 SHORTEST_S = 0.42
 """Shorter phrases are assigned in the end, they do not found a voice."""
-START_COSINE, START_PHRASES = 0.3, 1000
-"""The agglomerative start: average linkage up to this cosine, over so many of the longest phrases."""
+START_COSINES, START_PHRASES = (0.1, 0.2, 0.3, 0.4, 0.5), 1000
+"""The agglomerative starts: average linkage up to these cosines, over so many of the longest phrases."""
 WITHIN = 0.0084
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1; measured on development conversations."""
 MICROPHONE, OWN = 1.1, 0.92
@@ -47,11 +49,11 @@ prior's mean a voice lies, and the less another one costs there: with 0.57 for a
 two to five voices in 15 of 20 recordings; with the number itself for K, those of who talks most of the time."""
 NUMBERS = 6
 """K is 1 at first, then that of the voices found, until as many are found again, so often at most."""
-FIT, SPREAD, MUCH = 0.29, 2.0, (60.0, 90.0)
-"""VBx' F_A and F_B: how much the evidence and the prior of a voice count. Where all phrases together weigh less than
-about a minute of words, the prior counts less by the root of it: a voice has but a phrase or two. Where they weigh more
-than a minute and a half, it counts more, too: a voice's phrases are no independent evidence, and enough of them made it
-two (15 minutes of one speaker always, of four in every second recording)."""
+FIT, SPREAD, MUCH = 0.3, 0.6, 45.0
+"""VBx' F_A and F_B: how much the evidence and the prior of a voice count, where all phrases together weigh MUCH, three
+quarters of a minute of words. Where they weigh less, the prior counts less by the root of it: a voice has but a phrase
+or two. Where they weigh more, it counts more by as much, divided by the root of K: a voice's phrases are no independent
+evidence, and enough of them made it two."""
 STAY, STAY_AFTER, LONG_PAUSE_S = 0.96, 0.4, 0.4
 """Probability that the voice stays the same without a pause, and after a long one; in between it falls evenly."""
 ROUNDS, SETTLED = 20, 1e-2
@@ -106,29 +108,33 @@ def find_voices(phrases: Sequence[Phrase], population: Population, count: int | 
     """The pieces' voices, of which there are `count`, or as many as the evidence asks for, up to MOST_VOICES."""
     number = K = count or 1
     for _ in range(NUMBERS):
-        found = _told_apart(phrases, population, 1 - 1 / (1 + MICROPHONE * (K - OWN)), count)
+        found = _told_apart(phrases, population, K, count)
         if count is not None or len(found.seconds) == number:
             break
         number, K = len(found.seconds), found.seconds.sum() ** 2 / (found.seconds**2).sum()
     return found
 
 
-def _told_apart(phrases: Sequence[Phrase], population: Population, share: float, count: int | None) -> Voices:
-    """The voices, where the microphone is `share` of the recording's mean."""
+def _told_apart(phrases: Sequence[Phrase], population: Population, K: float, count: int | None) -> Voices:
+    """The voices, where the microphone's share of the recording's mean is that of K voices."""
     said = _Said.of(phrases)
+    total, share = float(said.weights_U.sum()), 1 - 1 / (1 + MICROPHONE * (K - OWN))
     mean_E = np.average(said.embeddings_UE, axis=0, weights=said.weights_U)
     centre_E = share * mean_E + (1 - share) * population.mean
     scale_E, ratio_E = np.sqrt(population.between) / WITHIN, population.between / WITHIN
-    start_U = _start(said.embeddings_UE - centre_E, said.durations_U, count)
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
-    spread = SPREAD * float(said.weights_U.sum() / np.clip(said.weights_U.sum(), *MUCH)) ** 0.5
-    mean_KE, spread_K, prior_K = _variational_bayes(
-        rho_UE, said.weights_U, ratio_E, spread, said.stay_U, start_U, count
+    spread = SPREAD * min(total / MUCH, 1.0) ** 0.5 * max(total / MUCH / K**0.5, 1.0)
+    mean_KE, spread_K, prior_K, _ = max(
+        (
+            _variational_bayes(rho_UE, said.weights_U, ratio_E, spread, said.stay_U, start_U, count)
+            for start_U in _starts(said.embeddings_UE - centre_E, said.durations_U, count)
+        ),
+        key=lambda found: found[-1],
     )
     said = _Said.of([piece for phrase in phrases for piece in phrase.pieces])
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
     log_likelihood_UK = FIT * said.weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
-    posterior_UK, _ = forward_backward(log_likelihood_UK, prior_K, said.stay_U)
+    posterior_UK, *_ = forward_backward(log_likelihood_UK, prior_K, said.stay_U)
     posterior_UK = _joined(posterior_UK, said) if count is None else _divided(posterior_UK, said, phrases, count)
     return _numbered(posterior_UK.argmax(axis=1), posterior_UK.max(axis=1), said)
 
@@ -215,9 +221,14 @@ class _Said(NamedTuple):
         return cls(embeddings_UE, durations_U, weights_U, stay_U)
 
 
-def _start(centred_UE: np.ndarray, durations_U: np.ndarray, count: int | None) -> np.ndarray:
-    """Cluster numbers of the phrases, -1 for those that are too short."""
-    from sklearn.cluster import AgglomerativeClustering
+def _starts(centred_UE: np.ndarray, durations_U: np.ndarray, count: int | None) -> Iterator[np.ndarray]:
+    """Cluster numbers of the phrases, -1 for those that are too short, cut at each of START_COSINES; none twice.
+
+    At least `count` clusters, as far as there are phrases.
+    """
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+    from sklearn.metrics.pairwise import cosine_distances
 
     longest = np.argsort(-durations_U, kind="stable")[:START_PHRASES]
     chosen = np.sort(longest[durations_U[longest] >= SHORTEST_S])
@@ -225,22 +236,27 @@ def _start(centred_UE: np.ndarray, durations_U: np.ndarray, count: int | None) -
         chosen = np.sort(longest)
     start_U = np.full(len(durations_U), -1)
     start_U[chosen] = 0
-    if len(chosen) > 1:
-        clustering = AgglomerativeClustering(
-            n_clusters=None, distance_threshold=1 - START_COSINE, metric="cosine", linkage="average"
-        )
-        start_U[chosen] = clustering.fit_predict(centred_UE[chosen])
-        if count is not None and start_U.max() + 1 < count:
-            clustering = AgglomerativeClustering(n_clusters=min(count, len(chosen)), metric="cosine", linkage="average")
-            start_U[chosen] = clustering.fit_predict(centred_UE[chosen])
-    return start_U
+    if len(chosen) < 2:
+        yield start_U
+        return
+    tree = linkage(squareform(cosine_distances(centred_UE[chosen]), checks=False), "average")
+    numbers = set()
+    for cosine in START_COSINES:
+        of_chosen = fcluster(tree, 1 - cosine, "distance")
+        if of_chosen.max() < (count or 0):
+            of_chosen = fcluster(tree, count, "maxclust")
+        if (number := of_chosen.max()) not in numbers:  # cuts of one tree into as many are the same
+            numbers.add(number)
+            start_U = start_U.copy()
+            start_U[chosen] = of_chosen - 1
+            yield start_U
 
 
 def _variational_bayes(
     rho_UE: np.ndarray, weights_U: np.ndarray, ratio_E: np.ndarray, spread: float, stay_U: np.ndarray,
     start_U: np.ndarray, count: int | None,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:  # fmt: skip
-    """The voices as `_described`, and their prior (K,).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:  # fmt: skip
+    """Voices' means (K, E) and the expected squares of their lengths (K,), their prior (K,), and the evidence for them.
 
     `rho_UE` are the centred embeddings times sqrt(between) / within, `ratio_E` is between / within.
     """
@@ -249,9 +265,10 @@ def _variational_bayes(
     posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
     prior_K = np.full(K, 1 / K)
     for number in range(ROUNDS):
-        mean_KE, spread_K = _described(posterior_UK * weights_U[:, None], rho_UE, ratio_E, spread)
+        mean_KE, spread_K, divergence = _described(posterior_UK * weights_U[:, None], rho_UE, ratio_E, spread)
         log_likelihood_UK = FIT * weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
-        before_UK, (posterior_UK, prior_K) = posterior_UK, forward_backward(log_likelihood_UK, prior_K, stay_U)
+        before_UK = posterior_UK
+        posterior_UK, prior_K, log_likelihood = forward_backward(log_likelihood_UK, prior_K, stay_U)
         most = count or MOST_VOICES
         if len(prior_K) <= (count or 0):  # none may vanish
             prior_K = np.full(len(prior_K), 1 / len(prior_K))
@@ -262,23 +279,32 @@ def _variational_bayes(
         posterior_UK, prior_K = posterior_UK / posterior_UK.sum(axis=1, keepdims=True), prior_K / prior_K.sum()
         if kept.all() and kept.sum() <= most and np.abs(posterior_UK - before_UK).max() < SETTLED:
             break
-    return *_described(posterior_UK * weights_U[:, None], rho_UE, ratio_E, spread), prior_K
+    mean_KE, spread_K, _ = _described(posterior_UK * weights_U[:, None], rho_UE, ratio_E, spread)
+    return mean_KE, spread_K, prior_K, log_likelihood - divergence
 
 
 def _described(
     shares_UK: np.ndarray, rho_UE: np.ndarray, ratio_E: np.ndarray, spread: float
-) -> tuple[np.ndarray, np.ndarray]:
-    """Voices' means (K, E) and the expected squares of their lengths (K,), from their shares of the phrases."""
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Voices' means (K, E) and the expected squares of their lengths (K,), from their shares of the phrases.
+
+    The third is what they cost: `spread` times how far they are from the prior (Kullback & Leibler's divergence).
+    """
     variance_KE = 1 / (1 + FIT / spread * shares_UK.sum(axis=0)[:, None] * ratio_E)
     mean_KE = FIT / spread * variance_KE * (shares_UK.T @ rho_UE)
-    return mean_KE, (variance_KE + mean_KE**2) @ ratio_E
+    divergence = 0.5 * spread * float((variance_KE + mean_KE**2 - 1 - np.log(variance_KE)).sum())
+    return mean_KE, (variance_KE + mean_KE**2) @ ratio_E, divergence
 
 
 def forward_backward(
     log_likelihood_UK: np.ndarray, prior_K: np.ndarray, stay_U: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Posterior (U, K) and the voices' new prior (K,); a voice stays with stay_U, or is drawn anew from the prior."""
-    likelihood_UK = np.exp(log_likelihood_UK - log_likelihood_UK.max(axis=1, keepdims=True)) + 1e-300
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Posterior (U, K), the voices' new prior (K,) and the log-likelihood.
+
+    A voice stays with stay_U, or is drawn anew from the prior.
+    """
+    largest_U = log_likelihood_UK.max(axis=1)
+    likelihood_UK = np.exp(log_likelihood_UK - largest_U[:, None]) + 1e-300
     forward_UK, backward_UK = np.empty_like(likelihood_UK), np.ones_like(likelihood_UK)
     drawn_UK = (1 - stay_U)[:, None] * prior_K
     drawn_UK[0], stay_U = prior_K, np.r_[0.0, stay_U[1:]]
@@ -296,7 +322,7 @@ def forward_backward(
     posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
     entries_UK = drawn_UK * likelihood_UK * backward_UK / total_U[:, None]
     prior_K = posterior_UK[0] + entries_UK[1:].sum(axis=0)
-    return posterior_UK, prior_K / prior_K.sum()
+    return posterior_UK, prior_K / prior_K.sum(), float((np.log(total_U) + largest_U).sum())
 
 
 def _numbered(best_U: np.ndarray, probability_U: np.ndarray, said: _Said) -> Voices:

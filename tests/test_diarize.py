@@ -75,6 +75,25 @@ def test_voices_and_their_number_are_found(n_voices: int) -> None:
     assert ((found.centres @ voices.T).max(axis=1) > 0.95).all()
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_voices_that_are_alike_are_told_apart(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From a start with both in one cluster they stay one; of all starts the one that explains them best is kept."""
+    rng = np.random.default_rng(seed)
+    voices = normalized(0.4 + rng.standard_normal((4, E)))
+    voices[3] = normalized(0.7 * voices[2] + 0.51**0.5 * normalized(rng.standard_normal(E)))
+    phrases, truth, place_s = [], [], 0.0
+    for _ in range(60):
+        voice, length_s = rng.integers(4), rng.uniform(0.5, 2.5)
+        embedding = normalized(voices[voice] + 0.055 / length_s**0.5 * rng.standard_normal(E))
+        phrases.append(phrase([one_piece(place_s + 0.5, place_s + 0.5 + length_s, embedding)]))
+        truth.append(voice)
+        place_s += 0.5 + length_s
+    found = find_voices(phrases, POPULATION)
+    assert len(found.centres) == 4 and purity(found, np.array(truth)) > 0.97
+    monkeypatch.setattr(diarize, "START_COSINES", (0.1,))
+    assert len(find_voices(phrases, POPULATION).centres) == 3
+
+
 def in_manners(
     n_voices: int, n_phrases: int, size: float, seed: int = 0, host: float = 0.0
 ) -> tuple[list[Phrase], np.ndarray]:
@@ -254,7 +273,8 @@ def test_forward_backward_against_all_paths() -> None:
         entries[path[0]] += p
         for k, share in drawn:
             entries[k] += p * share
-    found, new_prior = forward_backward(log_likelihood, prior, stay)
+    found, new_prior, evidence = forward_backward(log_likelihood, prior, stay)
+    assert evidence == pytest.approx(np.log(total))
     np.testing.assert_allclose(found, posterior / total, atol=1e-10)
     np.testing.assert_allclose(new_prior, entries / entries.sum(), atol=1e-10)
 
