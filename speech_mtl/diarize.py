@@ -1,9 +1,10 @@
 """Who speaks when: words and the speaker head's frames -> phrases -> voices, enrolled ones and others.
 
-A phrase is a run of words without a pause, and consists of pieces, whose words touch. Each has an embedding, pooled
-from the frames that recognition computed. Voices are found in phrases, which are long enough to tell them apart, and
-then heard in pieces, since a voice may change after a pause of a tenth of a second: with phrases alone, half of the
-words given to the wrong voice were in phrases of two voices.
+A phrase is a run of words without a pause, and its pieces are its words. Each has an embedding, pooled from the frames
+that recognition computed. Voices are found in phrases, which are long enough to tell them apart, and then heard in
+pieces, since a voice may change after a pause so short that the words on either side touch: with phrases alone, half of
+the words given to the wrong voice were in phrases of two voices, and with phrases cut where words do not touch, a third
+of the rest.
 
 Phrases are told apart by variational Bayes over a hidden Markov model, after VBx (Landini et al. 2022, arXiv
 2012.14952): a voice is a Gaussian point in the discriminant space of the speaker head, whose prior is what the training
@@ -136,7 +137,7 @@ def _told_apart(phrases: Sequence[Phrase], population: Population, K: float, cou
     log_likelihood_UK = FIT * said.weights_U[:, None] * (rho_UE @ mean_KE.T - 0.5 * spread_K)
     posterior_UK, *_ = forward_backward(log_likelihood_UK, prior_K, said.stay_U)
     posterior_UK = _joined(posterior_UK, said) if count is None else _divided(posterior_UK, said, phrases, count)
-    return _numbered(posterior_UK.argmax(axis=1), posterior_UK.max(axis=1), said)
+    return _numbered(posterior_UK.argmax(axis=1), posterior_UK.max(axis=1), phrases)
 
 
 def _divided(posterior_UK: np.ndarray, said: _Said, phrases: Sequence[Phrase], count: int) -> np.ndarray:
@@ -325,15 +326,23 @@ def forward_backward(
     return posterior_UK, prior_K / prior_K.sum(), float((np.log(total_U) + largest_U).sum())
 
 
-def _numbered(best_U: np.ndarray, probability_U: np.ndarray, said: _Said) -> Voices:
-    """Voices from what each piece's is called."""
+def _numbered(best_U: np.ndarray, probability_U: np.ndarray, phrases: Sequence[Phrase]) -> Voices:
+    """Voices from what each piece's is called.
+
+    What a voice is like is heard in phrases, each by its share of them: words alone are less like whoever says them.
+    """
     heard, of_piece = np.unique(best_U, return_inverse=True)
     order = np.argsort([int(np.argmax(of_piece == k)) for k in range(len(heard))])
     of_piece = np.argsort(order)[of_piece]
-    members = [of_piece == k for k in range(len(heard))]
-    centres = [said.weights_U[own] @ said.embeddings_UE[own] for own in members]
-    seconds = np.array([said.durations_U[own].sum() for own in members])
-    return Voices(of_piece, probability_U, normalized(np.stack(centres)), seconds)
+    whole, durations_U = (
+        _Said.of(phrases),
+        _Said.of([piece for phrase in phrases for piece in phrase.pieces]).durations_U,
+    )
+    of_phrase = np.repeat(np.arange(len(phrases)), [len(phrase.pieces) for phrase in phrases])
+    shares_KP = np.zeros((len(heard), len(phrases)))
+    np.add.at(shares_KP, (of_piece, of_phrase), np.maximum(durations_U, 0.01))
+    centres_KE = shares_KP / shares_KP.sum(axis=0) * whole.weights_U @ whole.embeddings_UE
+    return Voices(of_piece, probability_U, normalized(centres_KE), np.bincount(of_piece, durations_U))
 
 
 def parted(
@@ -372,4 +381,4 @@ def parted(
             voice += 1
         else:
             of_piece[(of_piece == voice) & np.isin(of_phrase, best)] = of_piece.max() + 1
-    return found if (of_piece == found.of_piece).all() else _numbered(of_piece, found.probability, pieces)
+    return found if (of_piece == found.of_piece).all() else _numbered(of_piece, found.probability, phrases)

@@ -16,7 +16,7 @@ from speech_mtl import decode
 from speech_mtl.audio import MIN_DURATION_S, Audio, AudioError, name_of, open_sound, recordings, watched
 from speech_mtl.level import Level
 from speech_mtl.model import SpeechModel
-from speech_mtl.phrases import Phrase, phrases_of, pieces_of, pooled
+from speech_mtl.phrases import Phrase, phrases_of, pooled
 from speech_mtl.tasks.asr import ASR
 from speech_mtl.windows import Stitch, Stretch, Window, heard_together, windows
 
@@ -95,14 +95,14 @@ def _windows(model: SpeechModel, audios: Audio | Iterable[Audio]) -> Iterator[tu
 
 @torch.inference_mode()
 def phrases_in(model: SpeechModel, stretch: Stretch, words: list[list[decode.Word]]) -> list[Phrase]:
-    """A stretch's words, given from pause to pause, in phrases with what the other heads say of them and their pieces.
+    """A stretch's words, given from pause to pause, in phrases with what the other heads say of them and their words.
 
-    One call of a head for all of them: most of its time is that of the call.
+    One call of a head for all of them: most of its time is that of the call. A word is too short for a class of its
+    own: it has its phrase's.
     """
     frame_s, start, size = model.frame_s, stretch.start, len(stretch.log_probs_SV)
     phrases = [phrase for own in words for phrase in phrases_of(own)]
-    pieces = [pieces_of(phrase) for phrase in phrases]
-    places: dict[tuple[int, int], int] = {}  # spans, numbered; a phrase of one piece has its span
+    places: dict[tuple[int, int], int] = {}  # spans, numbered; a phrase of one word has its span
 
     def numbers(runs: list[list[decode.Word]]) -> list[int]:
         found = []
@@ -112,7 +112,7 @@ def phrases_in(model: SpeechModel, stretch: Stretch, words: list[list[decode.Wor
             found.append(places.setdefault((first, last), len(places)))
         return found
 
-    of_phrase, of_piece = numbers(phrases), iter(numbers([piece for own in pieces for piece in own]))
+    of_phrase, of_word = numbers(phrases), iter(numbers([[word] for phrase in phrases for word in phrase]))
     voices: np.ndarray | None = None
     labels: dict[str, np.ndarray] = {}
     for name, frames in stretch.frames.items() if phrases else []:
@@ -122,13 +122,12 @@ def phrases_in(model: SpeechModel, stretch: Stretch, words: list[list[decode.Wor
         else:
             voices = output["embedding"].cpu().numpy()
 
-    def heard(run: list[decode.Word], i: int, parts: list[Phrase]) -> Phrase:
-        return Phrase(run, None if voices is None else voices[i], {name: of[i] for name, of in labels.items()}, parts)
+    def heard(phrase: list[decode.Word], i: int) -> Phrase:
+        own = {name: of[i] for name, of in labels.items()}
+        pieces = [Phrase([word], None if voices is None else voices[next(of_word)], own) for word in phrase]
+        return Phrase(phrase, None if voices is None else voices[i], own, pieces)
 
-    return [
-        heard(phrase, i, [heard(piece, next(of_piece), []) for piece in own])
-        for phrase, i, own in zip(phrases, of_phrase, pieces, strict=True)
-    ]
+    return [heard(phrase, i) for phrase, i in zip(phrases, of_phrase, strict=True)]
 
 
 def _moved(word: decode.Word, start_s: float) -> decode.Word:

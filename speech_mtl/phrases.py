@@ -1,4 +1,4 @@
-"""Words in a row, taken to be of one voice: phrases, which end at pauses, and the shorter pieces in them."""
+"""Words in a row, taken to be of one voice: phrases, which end at pauses."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 
 from speech_mtl.decode import Word
 
-PAUSE_S, TOUCH_S = 0.22, 0.02
-"""A longer pause between two words ends a phrase; what is shorter than the second is no pause, and ends no piece."""
+PAUSE_S = 0.22
+"""A longer pause between two words ends a phrase."""
 PHRASE_S = 2.5
 """A longer phrase is cut at its longest pause, whatever that is."""
 MARGIN_S = 0.32
@@ -29,7 +29,7 @@ class Phrase:
     labels: dict[str, np.ndarray]
     """Classify tasks' log-probabilities over this phrase by task name."""
     pieces: list[Phrase] = field(default_factory=list)
-    """Its words, cut at every pause."""
+    """Its words, one by one."""
 
     @property
     def start_s(self) -> float:
@@ -60,16 +60,6 @@ def phrases_of(words: Sequence[Word]) -> list[list[Word]]:
         else:
             done.append(run)
     return done
-
-
-def pieces_of(run: list[Word]) -> list[list[Word]]:
-    """A phrase's words, cut at every pause."""
-    pieces = [[run[0]]]
-    for before, word in pairwise(run):
-        if word.start_s - before.end_s > TOUCH_S:
-            pieces.append([])
-        pieces[-1].append(word)
-    return pieces
 
 
 def pooled(runs: list[list[Word]]) -> list[tuple[float, float]]:

@@ -11,7 +11,7 @@ from speech_mtl import diarize
 from speech_mtl.config import parse_config
 from speech_mtl.decode import Word
 from speech_mtl.diarize import Population, Voices, _joined, _Said, find_voices, forward_backward, parted
-from speech_mtl.phrases import MARGIN_S, Phrase, phrases_of, pieces_of, pooled
+from speech_mtl.phrases import MARGIN_S, Phrase, phrases_of, pooled
 from speech_mtl.speakers import normalized
 from speech_mtl.tasks import Frames
 from speech_mtl.tasks.pooling import Pooling
@@ -291,12 +291,10 @@ def test_phrases_end_at_pauses_and_long_ones_at_their_longest() -> None:
     assert phrases_of([]) == [] and len(phrases_of([word("loooong", 0, 60)])) == 1
 
 
-def test_pieces_are_words_that_touch_and_reach_halfway_into_pauses() -> None:
-    words = [word("a", 0.0, 0.3), word("b", 0.31, 0.5), word("c", 0.6, 0.9), word("d", 2.0, 2.2)]
-    pieces = pieces_of(words)
-    assert [[w.text for w in piece] for piece in pieces] == [["a", "b"], ["c"], ["d"]]
+def test_what_is_pooled_reaches_halfway_into_pauses() -> None:
+    runs = [[word("a", 0.0, 0.3), word("b", 0.3, 0.5)], [word("c", 0.6, 0.9)], [word("d", 2.0, 2.2)]]
     expected = [(-MARGIN_S, 0.55), (0.55, 0.9 + MARGIN_S), (2.0 - MARGIN_S, 2.2 + MARGIN_S)]
-    np.testing.assert_allclose(pooled(pieces), expected)
+    np.testing.assert_allclose(pooled(runs), expected)
 
 
 def test_spans_give_what_the_head_gives_for_them_alone() -> None:
