@@ -42,6 +42,9 @@ START_COSINES, START_PHRASES = (0.1, 0.2, 0.3, 0.4, 0.5), 1000
 """The agglomerative starts: average linkage up to these cosines, over so many of the longest phrases."""
 WITHIN = 0.0084
 """Variance of a voice's embeddings per dimension, for a phrase of weight 1; measured on development conversations."""
+COMMON = 0.07
+"""Usual squared length of what is taken off all embeddings (see MICROPHONE). The more they have in common, as over a
+telephone, the less room there is for voices to differ in: what is left of them is made larger by that."""
 MICROPHONE, OWN = 1.1, 0.92
 """What all voices of a recording have in common is the microphone: of the mean of K voices the share s / (1 + s) is
 taken off, s = 1.1 (K - 0.92), since the mean of one voice is nearly all its own. Voices heard unequally count as K = 1
@@ -122,7 +125,8 @@ def _told_apart(phrases: Sequence[Phrase], population: Population, K: float, cou
     total, share = float(said.weights_U.sum()), 1 - 1 / (1 + MICROPHONE * (K - OWN))
     mean_E = np.average(said.embeddings_UE, axis=0, weights=said.weights_U)
     centre_E = share * mean_E + (1 - share) * population.mean
-    scale_E, ratio_E = np.sqrt(population.between) / WITHIN, population.between / WITHIN
+    room = (1 - float(centre_E @ centre_E)) / (1 - COMMON)
+    scale_E, ratio_E = np.sqrt(population.between) / WITHIN / room, population.between / WITHIN
     rho_UE = (said.embeddings_UE - centre_E) * scale_E
     spread = SPREAD * min(total / MUCH, 1.0) ** 0.5 * max(total / MUCH / K**0.5, 1.0)
     mean_KE, spread_K, prior_K, _ = max(
@@ -309,16 +313,18 @@ def forward_backward(
     forward_UK, backward_UK = np.empty_like(likelihood_UK), np.ones_like(likelihood_UK)
     drawn_UK = (1 - stay_U)[:, None] * prior_K
     drawn_UK[0], stay_U = prior_K, np.r_[0.0, stay_U[1:]]
-    total_U = np.empty(len(stay_U))
+    total_U, ones_K = np.empty(len(stay_U)), np.ones(len(prior_K))
     state_K = prior_K
     for u, (likelihood_K, drawn_K, stay) in enumerate(zip(likelihood_UK, drawn_UK, stay_U.tolist(), strict=True)):
         state_K = likelihood_K * (drawn_K + stay * state_K)
-        total_U[u] = total = state_K.sum()
+        total_U[u] = total = state_K.dot(ones_K)  # in a third of the time of a sum
         forward_UK[u] = state_K = state_K / total
     scaled_UK = likelihood_UK / total_U[:, None]
-    for u in range(len(stay_U) - 1, 0, -1):
-        seen_K = scaled_UK[u] * backward_UK[u]
-        backward_UK[u - 1] = drawn_UK[u] @ seen_K + stay_U[u] * seen_K
+    state_K = ones_K
+    rows = zip(scaled_UK[:0:-1], drawn_UK[:0:-1], stay_U[:0:-1].tolist(), backward_UK[-2::-1], strict=True)
+    for scaled_K, drawn_K, stay, before_K in rows:
+        seen_K = scaled_K * state_K
+        before_K[:] = state_K = drawn_K.dot(seen_K) + stay * seen_K
     posterior_UK = forward_UK * backward_UK
     posterior_UK /= posterior_UK.sum(axis=1, keepdims=True)
     entries_UK = drawn_UK * likelihood_UK * backward_UK / total_U[:, None]
