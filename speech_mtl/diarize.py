@@ -16,9 +16,9 @@ most of all those that were not there; so the voices are found first and named a
 two enrolled ones', each beyond doubt, is two (`parted`).
 
 The constants were chosen on recordings of AN4's and speechocean762's dev speakers and of training speakers heard by
-heads that were trained without them (104 of them and synthetic dev voices, too; 26 for START_COSINES and FIT, SPREAD,
-MUCH), with one to six voices, 17 seconds to 15 minutes long: a dozen dev speakers alone are too few, what suits them
-best loses a voice in every third conversation of others.
+heads that were trained without them (104 of them and synthetic dev voices, too; 26, and calls, for START_COSINES,
+COMMON, FIT, SPREAD and MUCH), with one to six voices, 17 seconds to 15 minutes long: a dozen dev speakers alone are too
+few, what suits them best loses a voice in every third conversation of others.
 """
 
 from __future__ import annotations
