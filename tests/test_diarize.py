@@ -94,6 +94,19 @@ def test_voices_that_are_alike_are_told_apart(seed: int, monkeypatch: pytest.Mon
     assert len(find_voices(phrases, POPULATION).centres) == 3
 
 
+def test_a_voice_changes_where_words_touch_and_is_known_by_its_phrases() -> None:
+    phrases, _, voices = conversation(2, 40)
+    end_s = phrases[-1].end_s
+    mixed = [one_piece(end_s + 0.5, end_s + 1.5, voices[0]), one_piece(end_s + 1.5, end_s + 2.5, voices[1])]
+    found = find_voices([*phrases, phrase(mixed)], POPULATION)
+    assert len(found.centres) == 2 and found.of_piece[-2] != found.of_piece[-1]
+    alone = find_voices(phrases, POPULATION)
+    assert found.seconds - alone.seconds == pytest.approx([1.0, 1.0])  # of the mixed phrase each voice has its word
+    odd = [Phrase(one.words, one.embedding, {}, [one_piece(one.start_s, one.end_s, -one.embedding)]) for one in phrases]  # type: ignore[operator]
+    assert (found.centres @ voices.T).max(axis=1).min() > 0.95
+    assert (diarize._numbered(alone.of_piece, alone.probability, odd).centres == alone.centres).all()
+
+
 def in_manners(
     n_voices: int, n_phrases: int, size: float, seed: int = 0, host: float = 0.0
 ) -> tuple[list[Phrase], np.ndarray]:
